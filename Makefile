@@ -1,0 +1,50 @@
+# make demo | test | lint | bench | clean. The first call creates .venv and installs; later calls only run.
+#   make demo QUICK=1        the demo in under a minute
+#   make test ARGS="-k loss" passes arguments to pytest
+#   PYTHON=python3.12        which interpreter the environment is made from
+PYTHON ?= python3
+# torch goes in first, so that everything after it (which may look for torch while being built) finds this version.
+TORCH ?= torch==2.13.0
+EXTRAS ?= hf,peft,triton,plot,bench,dev
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/installed.stamp
+CONSTRAINTS := requirements/constraints.txt
+# What stands in the checkout wins over what is installed.
+export PYTHONPATH := .:kernels
+
+.PHONY: demo test lint format bench clean
+.DEFAULT_GOAL := test
+
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "amopo needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing into $(VENV) (once; a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)"
+	$(PIP) install -c $(CONSTRAINTS) setuptools wheel
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m amopo demo --out runs/demo $(if $(QUICK),--quick) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find amopo kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,171 @@
+"""The drop-in loss: hidden states, lm_head and labels in, AMoPO's loss and metrics out.
+
+    fused_loss(hidden[rows, length, H], lm_head, labels[rows, length], num_objectives=K) -> FusedLoss
+    fused_loss(hidden[tokens, H],       lm_head, layout=TreeLayout)                      -> FusedLoss
+
+Only response rows enter the head; no `[tokens, V]` tensor is stored (see `amopo_kernels.linear_logprobs`). The
+log-probs come out once and the objective is a function of their per-sequence statistics, so `loss_from_logps` takes
+log-probs from elsewhere (a patched model, TRL's fused head) to the same loss.
+
+Gradients flow into hidden and lm_head; the weights alpha are constants. One loss, any number of backwards.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from amopo.head import head_logps, vocab_size
+from amopo.padded import check_rows, select_rows, sequence_rows
+from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_stats
+from amopo_kernels.segments import SequenceStats, sequence_stats
+
+if TYPE_CHECKING:
+    from amopo.packing.layout import TreeLayout
+
+
+def fused_loss(
+    hidden: Tensor,
+    lm_head: nn.Module | Tensor,
+    labels: Tensor | None = None,
+    *,
+    shift_labels: Tensor | None = None,
+    layout: TreeLayout | None = None,
+    num_objectives: int | None = None,
+    order: str = "objective_major",
+    row_ids: Tensor | None = None,
+    beta: float = 0.8,
+    gamma: float = 0.0,
+    objective: Objective = "amopo",
+    weights: Weights = "gaussian",
+    pooled: str = "union",
+    preset: str | None = None,
+    normalizer: float | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    ignore_index: int = -100,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+    logits_dtype: torch.dtype | str | None = None,
+    budget: int | None = None,
+    validate: bool = False,
+) -> FusedLoss:
+    """AMoPO's loss from last hidden states, without logits (Liu et al. 2025, Eq. 9 and 10).
+
+    Args:
+        hidden: last hidden states after the final norm: `[rows, length, H]` with labels, `[tokens, H]` (or
+            `[1, tokens, H]`) with a layout. lm_head: the module (called through, right under DDP, ZeRO-3, FSDP2), or a
+            weight `[V, H]`.
+        labels: `[rows, length]`, the token ids themselves (the shift happens here). shift_labels: `[rows, length]`,
+            already shifted. layout: of a packed row. Exactly one of the three; `ignore_index` marks no response.
+        num_objectives: K, for padded batches. order: of padded rows, see `amopo.padded`; `row_ids` int64 `[B, K, 2]`
+            overrides it.
+        beta, gamma: scale and margin of the log-sigmoid terms. objective: registered name or function.
+        weights: "gaussian", "mean", "uniform", a tensor `[K]`/`[B, K]`, or a function; see `amopo.weights`.
+        pooled: "union" (Eq. 10) or "sum" (released code) of the two responses' token probabilities.
+        preset: "official" for the released trainer's arithmetic (it fixes gamma, weights, pooling and reduction).
+        normalizer: denominator of the loss (default: this call's samples), for means over a whole optimizer step.
+        sample_ids: int64 `[B]`, keys of the noise (default: row index with the rank mixed in). seed: of the noise.
+            step: of the noise (default: drawn from torch's CPU generator, so `torch.manual_seed` reproduces a run).
+        logit_scale, softcap: what the model does to its logits. logits_dtype, budget: see `linear_logprobs`.
+        validate: look at all values on the host and name the sample that is wrong (a sync on CUDA).
+    Raises:
+        ValueError, TypeError: arguments, shapes or values that cannot be right; RuntimeError for NaN or inf on a CPU.
+    """
+    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step)
+    settings.check()
+    head_options = {"logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget}
+    if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
+        raise ValueError("pass exactly one of labels (unshifted), shift_labels and layout")
+
+    if layout is not None:
+        rows = _packed_rows(hidden, layout, num_objectives, vocab_size(lm_head))
+        logps = head_logps(lm_head, rows, layout.row_target, **head_options)
+        stats = _layout_stats(logps, layout)
+    else:
+        given = labels if labels is not None else shift_labels
+        if hidden.dim() != 3 or tuple(given.shape) != tuple(hidden.shape[:2]):
+            raise ValueError(
+                f"hidden must be [rows, length, H] and labels [rows, length], got {tuple(hidden.shape)} and "
+                f"{tuple(given.shape)}"
+            )
+        if given.is_floating_point():
+            raise TypeError(f"labels must be integers, got {given.dtype}")
+        if num_objectives is None:
+            raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
+        sequences = sequence_rows(hidden.shape[0], num_objectives, order, row_ids)
+        selected = select_rows(given, shifted=labels is None, ignore_index=ignore_index)
+        if validate or given.device.type == "cpu":
+            check_rows(selected, sequences, vocab_size(lm_head))
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected.index.to(hidden.device))
+        if validate:
+            _check_values(rows, selected.offsets, sequences)
+        logps = head_logps(lm_head, rows, selected.target.to(hidden.device), **head_options)
+        flat = sequence_stats(logps, selected.offsets.to(hidden.device))
+        where = sequences.to(hidden.device)
+        stats = SequenceStats(*(field[where.flatten()].view(where.shape) for field in flat))
+    return loss_from_stats(stats, settings, sample_ids)
+
+
+def loss_from_logps(
+    logps: Tensor,
+    layout: TreeLayout,
+    *,
+    beta: float = 0.8,
+    gamma: float = 0.0,
+    objective: Objective = "amopo",
+    weights: Weights = "gaussian",
+    pooled: str = "union",
+    preset: str | None = None,
+    normalizer: float | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    validate: bool = False,
+) -> FusedLoss:
+    """The loss from per-row log-probs `[R]` of a layout's rows (`layout.row_index`, `layout.row_target`).
+
+    The arguments are those of `fused_loss`.
+    """
+    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step)
+    settings.check()
+    if logps.dim() != 1 or logps.shape[0] != layout.row_index.shape[0]:
+        expected = layout.row_index.shape[0]
+        raise ValueError(f"logps must be [{expected}], one per row of the layout, got {tuple(logps.shape)}")
+    if validate and not bool(torch.isfinite(logps.detach()).all()):
+        raise ValueError(f"log-prob {int((~torch.isfinite(logps)).nonzero()[0])} of the batch is not finite")
+    return loss_from_stats(_layout_stats(logps, layout), settings, sample_ids)
+
+
+def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None, vocab: int | None) -> Tensor:
+    if hidden.dim() == 3 and hidden.shape[0] == 1:
+        hidden = hidden[0]
+    if hidden.dim() != 2:
+        raise ValueError(f"with a layout hidden must be [tokens, H] or [1, tokens, H], got {tuple(hidden.shape)}")
+    if hidden.shape[0] < layout.num_tokens:
+        raise ValueError(f"the layout describes {layout.num_tokens} tokens but hidden has {hidden.shape[0]} rows")
+    if num_objectives is not None and num_objectives != layout.num_objectives:
+        raise ValueError(f"num_objectives={num_objectives} but the layout has {layout.num_objectives}")
+    if vocab is not None and layout.max_target >= vocab:
+        raise ValueError(
+            f"a target of the layout is {layout.max_target}, outside the vocabulary [0, {vocab}); check that tokenizer "
+            "and model belong together"
+        )
+    return hidden.index_select(0, layout.row_index)
+
+
+def _layout_stats(logps: Tensor, layout: TreeLayout) -> SequenceStats:
+    tokens = logps if layout.fan_out is None else logps.index_select(0, layout.fan_out)
+    shape = (layout.num_samples, layout.num_objectives, 2)
+    return SequenceStats(*(field.view(shape) for field in sequence_stats(tokens, layout.offsets)))
+
+
+def _check_values(rows: Tensor, offsets: Tensor, sequences: Tensor) -> None:
+    bad = (~torch.isfinite(rows.detach()).all(1)).nonzero().flatten()
+    if len(bad):
+        row = int(torch.searchsorted(offsets, bad[0].to(offsets.device), right=True)) - 1
+        sample, objective, _ = (sequences == row).nonzero()[0].tolist()
+        raise ValueError(f"sample {sample}, objective {objective} (row {row}): hidden holds NaN or inf")

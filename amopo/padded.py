@@ -1,0 +1,104 @@
+"""Response rows of padded batches: which hidden rows predict which tokens, and which row belongs to which sequence.
+
+A padded batch is `hidden [rows, length, H]` with labels `[rows, length]`, one row per (sample, objective, response).
+`select_rows` finds the positions that predict a response token (one `nonzero`), `sequence_rows` says where each
+(sample, objective, chosen | rejected) stands among the rows.
+
+Orders of rows, for B samples and K objectives (c = chosen, r = rejected):
+
+    objective_major   for each objective: c of all samples, then r of all samples   (the released AMoPO collator)
+    sample_major      for each sample: c, r of objective 0, c, r of objective 1, ...
+    chosen_first      c of all, then r of all; inside a half sample by sample       (TRL; K = 1: its pairs)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ORDERS = ("objective_major", "sample_major", "chosen_first")
+
+
+class PaddedRows(NamedTuple):
+    """index int64 `[N]` into the flattened hidden rows, target int64 `[N]`, offsets int64 `[rows + 1]`."""
+
+    index: Tensor
+    target: Tensor
+    offsets: Tensor
+
+
+def sequence_rows(num_rows: int, num_objectives: int, order: str, row_ids: Tensor | None) -> Tensor:
+    """int64 `[B, K, 2]`: the padded row of each sequence; `row_ids` overrides `order`."""
+    if isinstance(num_objectives, bool) or not isinstance(num_objectives, int) or num_objectives < 1:
+        raise ValueError(f"num_objectives must be a positive integer, got {num_objectives!r}")
+    if row_ids is not None:
+        if row_ids.dim() != 3 or tuple(row_ids.shape[1:]) != (num_objectives, 2):
+            raise ValueError(f"row_ids must be [B, K={num_objectives}, 2], got {tuple(row_ids.shape)}")
+        if row_ids.numel() != num_rows:
+            raise ValueError(f"row_ids names {row_ids.numel()} rows but the batch has {num_rows}; each must occur once")
+        if row_ids.device.type == "cpu" and not torch.equal(row_ids.flatten().sort().values, torch.arange(num_rows)):
+            raise ValueError(f"row_ids must hold every row 0..{num_rows - 1} exactly once")
+        return row_ids.to(torch.int64)
+    if num_rows == 0 or num_rows % (2 * num_objectives):
+        raise ValueError(
+            f"{num_rows} rows are not divisible by 2 x {num_objectives} objectives: each sample needs a chosen and a "
+            "rejected row per objective"
+        )
+    samples = num_rows // (2 * num_objectives)
+    rows = torch.arange(num_rows)
+    if order == "objective_major":
+        return rows.view(num_objectives, 2, samples).permute(2, 0, 1)
+    if order == "sample_major":
+        return rows.view(samples, num_objectives, 2)
+    if order == "chosen_first":
+        return rows.view(2, samples, num_objectives).permute(1, 2, 0)
+    raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+
+
+def select_rows(labels: Tensor, *, shifted: bool, ignore_index: int) -> PaddedRows:
+    """Positions with a label, by one `nonzero` (the only host sync of a padded call on CUDA).
+
+    Args:
+        labels: integers `[rows, length]`. shifted: position t already holds the token that position t predicts;
+            otherwise position t holds its own token, and row t predicts the label at t + 1.
+    """
+    rows, length = labels.shape
+    if not shifted:
+        following = torch.full_like(labels, ignore_index)
+        following[:, :-1] = labels[:, 1:]
+        labels = following
+    wanted = labels != ignore_index
+    offsets = torch.zeros(rows + 1, dtype=torch.int64, device=labels.device)
+    torch.cumsum(wanted.sum(1), dim=0, out=offsets[1:])
+    index = wanted.flatten().nonzero()[:, 0]
+    return PaddedRows(index, labels.reshape(-1).index_select(0, index).to(torch.int64), offsets)
+
+
+def check_rows(rows: PaddedRows, sequences: Tensor, vocab: int | None) -> None:
+    """Look at the values: every sequence has a response token and every target lies in the vocabulary.
+
+    Reads values on the host: free on a CPU, a sync on CUDA (there only with `validate=True`).
+    """
+    lengths = rows.offsets[1:] - rows.offsets[:-1]
+    empty = (lengths[sequences.to(lengths.device)] == 0).nonzero().tolist()
+    if empty:
+        sample, objective, side = empty[0]
+        raise ValueError(
+            f"sample {sample}, objective {objective}: the {('chosen', 'rejected')[side]} sequence (row "
+            f"{int(sequences[sample, objective, side])}) has no response token; every label is ignored. Drop the "
+            "sample or raise the truncation length"
+        )
+    if vocab is None:
+        return
+    outside = ((rows.target < 0) | (rows.target >= vocab)).nonzero().flatten()
+    if len(outside):
+        position = int(outside[0])
+        row = int(torch.searchsorted(rows.offsets, position, right=True)) - 1
+        sample, objective, side = (sequences == row).nonzero()[0].tolist()
+        raise ValueError(
+            f"sample {sample}, objective {objective}: label {int(rows.target[position])} of the "
+            f"{('chosen', 'rejected')[side]} sequence (row {row}) lies outside the vocabulary [0, {vocab}); check that "
+            "tokenizer and model belong together"
+        )

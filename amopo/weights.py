@@ -1,0 +1,96 @@
+"""Where the weights alpha of the K objectives come from.
+
+A source is a function of `WeightStats` that returns `[B, K]`. Registered: "gaussian" (the paper's: a draw from the mean
+and variance of the token probabilities, softmax over the K objectives of one sample), "mean" (the same without the
+draw) and "uniform". `fused_loss(weights=...)` also takes a tensor `[K]` or `[B, K]` (fixed weights, normalised to sum
+1 per sample) and any function `(WeightStats) -> [B, K]`. Weights never carry gradients.
+
+The draw is counter-based: keyed by (seed, step, sample id, objective), so it does not depend on batching, packing,
+rank or resume. Alone it is mostly noise: with a token-probability std around 0.3 the adaptive part of alpha is about
+0.02 and the draw's std about 0.1. That is why "mean" and "uniform" stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amopo.registry import Registry
+from amopo_kernels.philox import gaussian_noise
+from amopo_kernels.segments import SequenceStats
+
+
+class WeightStats(NamedTuple):
+    """What a source of weights may look at: pooled mean and std of token probabilities, and what they came from.
+
+    mean, std: `[B, K]` over both responses (Eq. 10). sequences: fields `[B, K, 2]`, detached. sample_ids: int64 `[B]`.
+    seed: of the noise. step: 0-dim int64 tensor on the CPU, or an int.
+    """
+
+    mean: Tensor
+    std: Tensor
+    sequences: SequenceStats
+    sample_ids: Tensor
+    seed: int
+    step: int | Tensor
+
+    def noise(self) -> Tensor:
+        """Standard normals `[B, K, 2]` of these samples at this step; the first of each pair is the paper's draw."""
+        return gaussian_noise(self.sample_ids, self.mean.shape[1], seed=self.seed, step=self.step)
+
+
+WeightSource = Callable[[WeightStats], Tensor]
+
+_REGISTRY: Registry[WeightSource] = Registry("source of weights")
+list = _REGISTRY.list  # noqa: A001 - the public name of a registry
+get = _REGISTRY.get
+register = _REGISTRY.register
+
+
+@register("gaussian")
+def gaussian(stats: WeightStats) -> Tensor:
+    """`alpha = softmax_k(mu_k + sigma_k * eps_k)`, one normal draw per (sample, objective) (Eq. 10)."""
+    noise = stats.noise()[..., 0].to(stats.mean.dtype)
+    return torch.softmax(stats.mean + stats.std * noise, dim=-1)
+
+
+@register("mean")
+def mean(stats: WeightStats) -> Tensor:
+    """`alpha = softmax_k(mu_k)`: the paper's weights without the draw."""
+    return torch.softmax(stats.mean, dim=-1)
+
+
+@register("uniform")
+def uniform(stats: WeightStats) -> Tensor:
+    """`alpha = 1 / K`."""
+    return torch.full_like(stats.mean, 1.0 / stats.mean.shape[1])
+
+
+def resolve_weights(weights: str | Tensor | WeightSource, stats: WeightStats) -> Tensor:
+    """Weights `[B, K]`, detached, finite, not negative, each row summing to 1.
+
+    Raises:
+        ValueError: unknown name or wrong shape.
+        RuntimeError: values that are negative, not finite, or all zero for a sample (on CUDA a device assertion, so
+        that the host need not wait).
+    """
+    shape = stats.mean.shape
+    if isinstance(weights, str):
+        return get(weights)(stats).detach()
+    given = weights(stats) if callable(weights) and not isinstance(weights, Tensor) else weights
+    if not isinstance(given, Tensor):
+        raise ValueError(
+            "weights must be a name, a tensor [K] or [B, K], or a function (WeightStats) -> tensor; "
+            f"got {type(given).__name__}"
+        )
+    if given.dim() not in (1, 2) or given.shape[-1] != shape[1] or (given.dim() == 2 and given.shape[0] != shape[0]):
+        raise ValueError(f"weights must be [K={shape[1]}] or [B={shape[0]}, K={shape[1]}], got {tuple(given.shape)}")
+    given = given.detach().to(device=stats.mean.device, dtype=stats.mean.dtype).expand(shape)
+    total = given.sum(-1, keepdim=True)
+    # NaN and inf fail the comparisons: a finite positive total of non-negative numbers has only finite terms.
+    valid = (given >= 0).all() & (total > 0).all() & torch.isfinite(total).all()
+    torch._assert_async(valid, "weights must be finite and not negative, with a positive sum for every sample")
+    return given / total

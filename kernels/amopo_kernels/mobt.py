@@ -1,0 +1,53 @@
+"""Multi-Objective Bradley-Terry: a weighted sum of K log-sigmoid terms per sample.
+
+Inputs are per-sequence statistics `[B, K, 2]` (chosen = index 0), outputs per-sample losses `[B]`. Everything is
+`[B, K]`-sized, so this eager form costs microseconds; the gradient with respect to a sequence's log-prob sum is one
+scalar, which is all that the head's backward needs.
+
+Source: AMoPO, Liu et al. 2025, Eq. 9 (loss, without margin offset) and Eq. 10 (mean and variance).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+POOLING = ("union", "sum")
+
+
+def pool_probabilities(
+    mean: Tensor, variance: Tensor, lengths: Tensor, *, pooled: str = "union"
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of token probabilities over both responses of each (sample, objective).
+
+    `"union"` merges the two token sets (Chan et al. 1979): exact, and no `E[p^2] - E[p]^2`. `"sum"` adds means and
+    variances, as the released AMoPO code does.
+
+    Args:
+        mean, variance, lengths: `[B, K, 2]`.
+    Returns:
+        two `[B, K]` tensors.
+    """
+    (mean_w, mean_l), (var_w, var_l) = mean.unbind(-1), variance.unbind(-1)
+    if pooled == "sum":
+        return mean_w + mean_l, var_w + var_l
+    if pooled != "union":
+        raise ValueError(f"pooled must be one of {', '.join(POOLING)}, got {pooled!r}")
+    tokens_w, tokens_l = lengths.unbind(-1)
+    total = (tokens_w + tokens_l).clamp(min=1.0)
+    share_w, share_l = tokens_w / total, tokens_l / total
+    mu = share_w * mean_w + share_l * mean_l
+    var = share_w * var_w + share_l * var_l + share_w * share_l * (mean_w - mean_l).square()
+    return mu, var
+
+
+def margins(sum_logps: Tensor, lengths: Tensor, *, beta: float, gamma: float = 0.0) -> Tensor:
+    """`m = beta * (A_w - A_l) - gamma` with `A` the mean token log-prob; `[B, K, 2] -> [B, K]`."""
+    average = sum_logps / lengths
+    return beta * (average[..., 0] - average[..., 1]) - gamma
+
+
+def bradley_terry_losses(margin: Tensor, weights: Tensor) -> Tensor:
+    """Per-sample `sum_k weights_k * softplus(-margin_k)`; `[B, K] -> [B]`. Weights are constants of the gradient."""
+    return torch.sum(weights.detach() * F.softplus(-margin), dim=-1)

@@ -1,0 +1,160 @@
+"""Specification of every operation of this package in plain PyTorch.
+
+Written for reading and for being right, in whatever dtype it is given: tests run it in fp64 as the truth and in the
+tested dtype as the yardstick ("no worse than plain PyTorch"); benchmarks use it as the baseline. Nothing here is fast,
+nothing here saves memory: `linear_logprobs` builds the whole `[N, V]` tensor of logits on purpose.
+
+Sources: AMoPO, Liu et al. 2025, Eq. 9 (loss) and Eq. 10 (weights); Philox4x32-10, Salmon et al., SC 2011.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Log-probability of each row's target token under a linear head: `log_softmax(z)[target]`.
+
+    `z = softcap(logit_scale * (hidden @ weight.T + bias))` with `softcap(u) = cap * tanh(u / cap)`.
+
+    Args:
+        hidden: `[N, H]` rows. weight: `[V, H]`. targets: `[N]` integers in `[0, V)`. bias: `[V]`.
+    Returns:
+        `[N]` natural-log probabilities, in the dtype of `hidden`.
+    """
+    logits = F.linear(hidden, weight, bias)
+    if logit_scale is not None:
+        logits = logits * logit_scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.log_softmax(logits, dim=-1).gather(1, targets.long()[:, None])[:, 0]
+
+
+def sequence_stats(logps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum of log-probs, token count, mean and population variance of token probabilities, per sequence.
+
+    Sequence `s` owns `logps[offsets[s]:offsets[s + 1]]`. Only the first output carries gradients.
+
+    Returns:
+        four `[S]` tensors; an empty sequence gives zeros.
+    """
+    sums, lengths, means, variances = [], [], [], []
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        tokens = logps[start:end]
+        probs = tokens.detach().exp()
+        sums.append(tokens.sum())
+        lengths.append(torch.as_tensor(end - start, dtype=logps.dtype))
+        means.append(probs.mean() if end > start else probs.sum())
+        variances.append(probs.var(unbiased=False) if end > start else probs.sum())
+    return torch.stack(sums), torch.stack(lengths), torch.stack(means), torch.stack(variances)
+
+
+def weight_distribution(
+    chosen_logps: list[Tensor], rejected_logps: list[Tensor], *, pooled: str
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the Gaussian of each objective's weight, for one sample (Eq. 10).
+
+    `pooled="union"`: over all tokens of both responses together. `pooled="sum"`: means and variances of the two added.
+    Takes one `[T]` tensor of token log-probs per objective; returns two `[K]` tensors, detached.
+    """
+    means, variances = [], []
+    for chosen, rejected in zip(chosen_logps, rejected_logps, strict=True):
+        chosen, rejected = chosen.detach().exp(), rejected.detach().exp()
+        if pooled == "union":
+            tokens = torch.cat([chosen, rejected])
+            means.append(tokens.mean())
+            variances.append(tokens.var(unbiased=False))
+        elif pooled == "sum":
+            means.append(chosen.mean() + rejected.mean())
+            variances.append(chosen.var(unbiased=False) + rejected.var(unbiased=False))
+        else:
+            raise ValueError(f"pooled must be 'union' or 'sum', got {pooled!r}")
+    return torch.stack(means), torch.stack(variances).sqrt()
+
+
+def amopo_sample_loss(
+    chosen_logps: list[Tensor], rejected_logps: list[Tensor], alpha: Tensor, *, beta: float, gamma: float = 0.0
+) -> Tensor:
+    """AMoPO's loss of one sample (Eq. 9): `sum_k alpha_k * softplus(-(beta * (A_kw - A_kl) - gamma))`.
+
+    `A` is the mean token log-prob of a response.
+    """
+    loss = alpha.new_zeros(())
+    for k, (chosen, rejected) in enumerate(zip(chosen_logps, rejected_logps, strict=True)):
+        margin = beta * (chosen.mean() - rejected.mean()) - gamma
+        loss = loss + alpha[k].detach() * F.softplus(-margin)
+    return loss
+
+
+def official_loss(
+    chosen_logps: list[list[Tensor]],
+    rejected_logps: list[list[Tensor]],
+    noise: Tensor,
+    *,
+    beta: float,
+    gamma: float = 2.0,
+) -> tuple[Tensor, Tensor]:
+    """The released trainer's arithmetic for a micro-batch, given its noise.
+
+    Unbiased standard deviation, one draw for the chosen and one for the rejected response, added; softmax over all
+    K * B entries; mean over K * B of weight times loss.
+
+    Args:
+        chosen_logps, rejected_logps: indexed `[objective][sample]`, token log-probs `[T]`.
+        noise: `[K, B, 2]` standard normal draws (chosen, rejected).
+    Returns:
+        the loss, and the weights `[K, B]`.
+    """
+    scores, losses = [], []
+    for k, (chosen_row, rejected_row) in enumerate(zip(chosen_logps, rejected_logps, strict=True)):
+        for b, (chosen, rejected) in enumerate(zip(chosen_row, rejected_row, strict=True)):
+            draws = [p.mean() + p.std() * e for p, e in zip((chosen.exp(), rejected.exp()), noise[k, b], strict=True)]
+            scores.append((draws[0] + draws[1]).detach())
+            losses.append(-F.logsigmoid(beta * (chosen.mean() - rejected.mean() - gamma / beta)))
+    weights = torch.softmax(torch.stack(scores), dim=0)
+    loss = (weights * torch.stack(losses)).mean()
+    return loss, weights.view(len(chosen_logps), -1)
+
+
+_MASK32 = 0xFFFFFFFF
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 10) -> tuple[int, int, int, int]:
+    """Philox4x32 on Python integers: four 32-bit words from a 128-bit counter and a 64-bit key (Salmon et al. 2011)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _MASK32, (p0 >> 32) ^ c3 ^ k1, p0 & _MASK32
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return c0, c1, c2, c3
+
+
+def gaussian_noise(seed: int, step: int, sample_id: int, objective: int) -> tuple[float, float]:
+    """Two independent standard normals of one (seed, step, sample, objective), by Box-Muller in double precision.
+
+    Counter words: step, low and high half of the sample id, objective. Uniforms keep the upper 24 bits of a word, so
+    that they are exact in fp32: `u1` in (0, 1], `u2` in [0, 1). The first normal comes from words 0 and 1, the second
+    from words 2 and 3.
+    """
+    words = philox4x32(
+        (step & _MASK32, sample_id & _MASK32, (sample_id >> 32) & _MASK32, objective),
+        (seed & _MASK32, (seed >> 32) & _MASK32),
+    )
+    normals = []
+    for a, b in (words[:2], words[2:]):
+        u1, u2 = ((a >> 8) + 1) * 2.0**-24, (b >> 8) * 2.0**-24
+        normals.append(math.sqrt(-2.0 * math.log(u1)) * math.cos(2.0 * math.pi * u2))
+    return normals[0], normals[1]
