@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_leaves
 class AllocationWatch(TorchDispatchMode):
     """Counts storage bytes of results of every dispatched operation, from creation to release.
 
-    `known` tensors (inputs, parameters) are not counted. Memory that an operation takes and frees inside itself does not
-    show here.
+    `known` tensors (inputs, parameters) are not counted. What an operation takes and frees inside itself does not show.
     """
 
     def __init__(self, *known: torch.Tensor) -> None:

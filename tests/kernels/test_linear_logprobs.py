@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kernels.head_cases import DTYPES, HeadCase, assert_no_worse, make_case, plant_logps, relative_error
 
 from amopo_kernels import linear_logprobs, reference
+from tests.kernels.head_cases import DTYPES, HeadCase, assert_no_worse, make_case, plant_logps, relative_error
 
 # factor: our element-wise passes round in another order than PyTorch's; tol: what one rounding of a result costs.
 TOLERANCE = {torch.float64: 4e-15, torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}

@@ -1,0 +1,421 @@
+"""The drop-in loss against a naive fp64 computation that shares no code with it."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+import torch
+
+import amopo
+from amopo.weights import WeightStats
+from amopo_kernels import reference
+
+VOCAB, HIDDEN, LENGTH = 53, 12, 14
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed(request):
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+class Batch:
+    """A padded batch `[2BK, L]` in sample-major order, prompts of unequal length, responses of unequal length."""
+
+    def __init__(self, samples=3, objectives=4, dtype=torch.float64):
+        self.samples, self.objectives = samples, objectives
+        rows = 2 * samples * objectives
+        self.hidden = torch.randn(rows, LENGTH, HIDDEN).to(dtype).requires_grad_()
+        self.head = torch.nn.Linear(HIDDEN, VOCAB, bias=False).to(dtype)
+        self.labels = torch.randint(0, VOCAB, (rows, LENGTH))
+        for row in range(rows):
+            start = int(torch.randint(1, 5, ()))
+            stop = int(torch.randint(start + 1, LENGTH + 1, ()))
+            self.labels[row, :start] = -100
+            self.labels[row, stop:] = -100
+        self.labels[0] = -100  # a one-token response
+        self.labels[0, 6] = 7
+        self.ids = torch.tensor([11, 2**40, 5, 17, 23][:samples])
+
+    def rows_in(self, order: str) -> torch.Tensor:
+        """Permutation from sample-major rows to `order`."""
+        b, k = self.samples, self.objectives
+        where = torch.arange(2 * b * k).view(b, k, 2)
+        if order == "objective_major":
+            return torch.cat([torch.cat([where[:, j, 0], where[:, j, 1]]) for j in range(k)])
+        if order == "chosen_first":
+            return torch.cat([where[:, :, 0].flatten(), where[:, :, 1].flatten()])
+        return where.flatten()
+
+    def token_logps(self, hidden=None, weight=None) -> list[torch.Tensor]:
+        """Per row: naive fp64 log-probs of its response tokens."""
+        hidden = self.hidden.double() if hidden is None else hidden
+        weight = self.head.weight.double() if weight is None else weight
+        logps = torch.log_softmax(hidden[:, :-1] @ weight.T, -1)
+        labels = self.labels[:, 1:]
+        return [logps[r][labels[r] >= 0, labels[r][labels[r] >= 0]] for r in range(len(labels))]
+
+    def sides(self, logps, sample):
+        rows = [logps[2 * self.objectives * sample + i] for i in range(2 * self.objectives)]
+        return rows[0::2], rows[1::2]
+
+    def naive_loss(self, *, beta=0.8, gamma=0.0, pooled="union", alpha=None, seed=0, step=3, hidden=None, weight=None):
+        logps = self.token_logps(hidden, weight)
+        losses, alphas = [], []
+        for b in range(self.samples):
+            chosen, rejected = self.sides(logps, b)
+            if alpha is None:
+                mu, sigma = reference.weight_distribution(chosen, rejected, pooled=pooled)
+                noise = [reference.gaussian_noise(seed, step, int(self.ids[b]), k)[0] for k in range(self.objectives)]
+                weights = torch.softmax(mu + sigma * torch.tensor(noise, dtype=mu.dtype), 0)
+            else:
+                weights = alpha
+            alphas.append(weights)
+            losses.append(reference.amopo_sample_loss(chosen, rejected, weights, beta=beta, gamma=gamma))
+        return torch.stack(losses), torch.stack(alphas)
+
+
+def call(batch, **options):
+    options = {
+        "num_objectives": batch.objectives,
+        "order": "sample_major",
+        "sample_ids": batch.ids,
+        "step": 3,
+        **options,
+    }
+    return amopo.fused_loss(batch.hidden, batch.head, batch.labels, **options)
+
+
+@pytest.mark.parametrize("dtype, tol", [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=str)
+@pytest.mark.parametrize("pooled", ["union", "sum"])
+@pytest.mark.parametrize("budget", [None, 20_000])
+def test_loss_weights_and_gradients_match_the_naive_computation(dtype, tol, pooled, budget):
+    batch = Batch(dtype=dtype)
+    result = call(batch, pooled=pooled, beta=1.3, gamma=0.4, seed=99, budget=budget)
+    hidden = batch.hidden.detach().double().requires_grad_()
+    weight = batch.head.weight.detach().double().requires_grad_()
+    losses, alphas = batch.naive_loss(pooled=pooled, beta=1.3, gamma=0.4, seed=99, hidden=hidden, weight=weight)
+    exact = torch.autograd.grad(losses.mean(), (hidden, weight))
+    got = torch.autograd.grad(result.loss, (batch.hidden, batch.head.weight))
+    torch.testing.assert_close(result.loss.double(), losses.mean(), rtol=tol, atol=tol)
+    torch.testing.assert_close(result.loss_sum.double(), losses.sum(), rtol=tol, atol=tol)
+    torch.testing.assert_close(result.weights.double(), alphas, rtol=tol, atol=tol)
+    assert result.num_samples == 3
+    for value, truth in zip(got, exact, strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=20 * tol, atol=tol)
+
+
+def test_bf16_loss_is_as_good_as_plain_bf16():
+    batch = Batch(dtype=torch.bfloat16)
+    losses, _ = batch.naive_loss()
+    result = call(batch)
+    plain_logps = [
+        reference.linear_logprobs(
+            batch.hidden[r, :-1][batch.labels[r, 1:] >= 0],
+            batch.head.weight,
+            batch.labels[r, 1:][batch.labels[r, 1:] >= 0],
+        ).float()
+        for r in range(len(batch.labels))
+    ]
+    sums = torch.stack([t.sum() for t in plain_logps]).double()
+    exact_sums = torch.stack([t.sum() for t in batch.token_logps()])
+    plain_error = (sums - exact_sums).abs().max()
+    assert (result.sum_logps.flatten().double() - exact_sums).abs().max() <= 1.5 * plain_error
+    assert abs(float(result.loss) - float(losses.mean())) < 5e-3
+    assert result.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("order", ["objective_major", "sample_major", "chosen_first"])
+def test_every_row_order_is_the_same_batch(order):
+    batch = Batch()
+    expected = call(batch)
+    rows = batch.rows_in(order)
+    result = amopo.fused_loss(
+        batch.hidden[rows],
+        batch.head,
+        batch.labels[rows],
+        num_objectives=4,
+        order=order,
+        sample_ids=batch.ids,
+        step=3,
+    )
+    torch.testing.assert_close(result.sum_logps, expected.sum_logps)
+    torch.testing.assert_close(result.loss, expected.loss)
+
+
+def test_row_ids_override_the_order():
+    batch = Batch()
+    rows = torch.randperm(24)
+    where = torch.empty(24, dtype=torch.int64)
+    where[rows] = torch.arange(24)
+    result = amopo.fused_loss(
+        batch.hidden[rows],
+        batch.head,
+        batch.labels[rows],
+        num_objectives=4,
+        row_ids=where.view(3, 4, 2),
+        sample_ids=batch.ids,
+        step=3,
+    )
+    torch.testing.assert_close(result.loss, call(batch).loss)
+
+
+def test_shifted_labels_and_layout_give_the_same_loss():
+    batch = Batch()
+    expected = call(batch)
+    shifted = torch.full_like(batch.labels, -100)
+    shifted[:, :-1] = batch.labels[:, 1:]
+    options = {"sample_ids": batch.ids, "step": 3}
+    result = amopo.fused_loss(
+        batch.hidden, batch.head, shift_labels=shifted, num_objectives=4, order="sample_major", **options
+    )
+    torch.testing.assert_close(result.loss, expected.loss)
+
+    index = (shifted >= 0).flatten().nonzero()[:, 0]
+    lengths = (shifted >= 0).sum(1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    cu_seqlens = torch.arange(0, 25 * LENGTH, LENGTH, dtype=torch.int32)
+    layout = amopo.TreeLayout(
+        num_samples=3, num_objectives=4, row_index=index, row_target=shifted.flatten()[index], fan_out=None,
+        offsets=offsets, max_target=VOCAB - 1, num_tokens=24 * LENGTH, cu_seqlens=cu_seqlens, max_seqlen=LENGTH,
+    )  # fmt: skip
+    flat = batch.hidden.reshape(-1, HIDDEN)
+    result = amopo.fused_loss(flat, batch.head, layout=layout, **options)
+    torch.testing.assert_close(result.loss, expected.loss)
+    torch.testing.assert_close(result.sum_logps, expected.sum_logps)
+    logps = amopo.linear_logprobs(flat[index], batch.head.weight, layout.row_target)
+    torch.testing.assert_close(amopo.loss_from_logps(logps, layout, **options).loss, expected.loss)
+
+
+def test_weight_tensor_instead_of_module():
+    batch = Batch()
+    result = amopo.fused_loss(
+        batch.hidden,
+        batch.head.weight,
+        batch.labels,
+        num_objectives=4,
+        order="sample_major",
+        sample_ids=batch.ids,
+        step=3,
+    )
+    torch.testing.assert_close(result.loss, call(batch).loss)
+
+
+@pytest.mark.parametrize("name", ["mean", "uniform"])
+def test_other_sources_of_weights(name):
+    batch = Batch()
+    result = call(batch, weights=name)
+    logps = batch.token_logps()
+    for b in range(3):
+        mu, _ = reference.weight_distribution(*batch.sides(logps, b), pooled="union")
+        exact = torch.softmax(mu, 0) if name == "mean" else torch.full((4,), 0.25, dtype=torch.float64)
+        torch.testing.assert_close(result.weights[b], exact)
+
+
+def test_fixed_weights_and_functions_of_the_statistics():
+    batch = Batch()
+    fixed = torch.tensor([1.0, 2.0, 0.0, 1.0])
+    losses, _ = batch.naive_loss(alpha=fixed.double() / 4.0)
+    torch.testing.assert_close(call(batch, weights=fixed).loss, losses.mean())
+    torch.testing.assert_close(call(batch, weights=fixed.expand(3, 4)).loss, losses.mean())
+    torch.testing.assert_close(call(batch, weights=lambda stats: fixed.expand_as(stats.mean)).loss, losses.mean())
+    seen = []
+    call(batch, weights=lambda stats: seen.append(stats) or torch.ones_like(stats.mean))
+    assert isinstance(seen[0], WeightStats) and seen[0].sequences.length.shape == (3, 4, 2)
+
+
+def test_simpo_with_one_objective_is_amopo_with_one_objective():
+    batch = Batch(objectives=1)
+    a, b = call(batch, objective="simpo", gamma=1.0), call(batch, gamma=1.0)
+    torch.testing.assert_close(a.loss, b.loss)
+    assert torch.equal(b.weights, torch.ones(3, 1, dtype=torch.float64))
+
+
+def test_official_preset_equals_the_released_arithmetic_given_its_noise():
+    batch = Batch()
+    result = call(batch, preset="official", seed=7)
+    hidden = batch.hidden.detach().requires_grad_()
+    weight = batch.head.weight.detach().requires_grad_()
+    logps = batch.token_logps(hidden, weight)
+    # the released code has no answer for one token (its deviation is NaN): twice the token has ours, zero
+    logps = [t if len(t) > 1 else t.expand(2) for t in logps]
+    chosen = [[batch.sides(logps, b)[0][k] for b in range(3)] for k in range(4)]
+    rejected = [[batch.sides(logps, b)[1][k] for b in range(3)] for k in range(4)]
+    noise = torch.tensor(
+        [[reference.gaussian_noise(7, 3, int(i), k) for i in batch.ids] for k in range(4)], dtype=torch.float64
+    )
+    exact, weights = reference.official_loss(chosen, rejected, noise, beta=0.8, gamma=2.0)
+    torch.testing.assert_close(result.loss, exact, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(result.weights, weights.T, rtol=1e-12, atol=0.0)
+    assert float(result.weights.sum()) == pytest.approx(1.0)
+    got = torch.autograd.grad(result.loss, (batch.hidden, batch.head.weight))
+    for value, truth in zip(got, torch.autograd.grad(exact, (hidden, weight)), strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_normalizer_makes_micro_batches_add_up():
+    batch = Batch()
+    whole = call(batch)
+    parts = 0.0
+    for part in (slice(0, 8), slice(8, 24)):
+        samples = slice(part.start // 8, part.stop // 8)
+        result = amopo.fused_loss(
+            batch.hidden[part],
+            batch.head,
+            batch.labels[part],
+            num_objectives=4,
+            order="sample_major",
+            sample_ids=batch.ids[samples],
+            step=3,
+            normalizer=3,
+        )
+        parts = parts + result.loss
+    torch.testing.assert_close(parts, whole.loss)
+
+
+def test_noise_follows_torchs_seed_unless_a_step_is_given():
+    batch = Batch()
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(call(batch, step=None).weights)
+    assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
+    assert not torch.equal(call(batch, step=None).weights, call(batch, step=None).weights)  # never frozen
+    assert torch.equal(call(batch, step=4).weights, call(batch, step=4).weights)
+
+
+def test_metrics_are_what_their_names_say():
+    batch = Batch()
+    result = call(batch, beta=2.0)
+    logps = batch.token_logps()
+    rewards = torch.stack([2.0 * t.mean() for t in logps]).view(3, 4, 2)
+    margins = rewards[..., 0] - rewards[..., 1]
+    expected = {
+        "rewards/chosen": rewards[..., 0].mean(0),
+        "rewards/rejected": rewards[..., 1].mean(0),
+        "rewards/margins": margins.mean(0),
+        "rewards/accuracies": (margins > 0).double().mean(0),
+        "logps/chosen": torch.stack([t.sum() for t in logps]).view(3, 4, 2)[..., 0].mean(0),
+        "amopo/alpha": result.weights.mean(0),
+        "amopo/alpha_entropy": -(result.weights * result.weights.log()).sum(-1).mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(result.metrics[name], value, msg=name)
+    assert not any(value.requires_grad for value in result.metrics.values())
+
+
+def test_finite_differences_of_the_whole_loss_through_a_tiny_model():
+    torch.manual_seed(0)
+    embed = torch.nn.Embedding(VOCAB, HIDDEN).double()
+    mix = torch.nn.Linear(HIDDEN, HIDDEN).double()
+    head = torch.nn.Linear(HIDDEN, VOCAB, bias=True).double()
+    tokens = torch.randint(0, VOCAB, (8, 9))
+    labels = tokens.clone()
+    labels[:, :4] = -100
+
+    def loss():
+        hidden = torch.tanh(mix(embed(tokens).cumsum(1)))
+        options = {"num_objectives": 2, "weights": "uniform", "step": 0, "budget": 12_000, "softcap": 6.0}
+        return amopo.fused_loss(hidden, head, labels, **options).loss
+
+    parameters = [embed.weight, mix.weight, head.weight, head.bias]
+    gradients = torch.autograd.grad(loss(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        direction = torch.randn_like(parameter)
+        epsilon = 1e-6
+        with torch.no_grad():
+            parameter += epsilon * direction
+            above = loss()
+            parameter -= 2 * epsilon * direction
+            below = loss()
+            parameter += epsilon * direction
+        numeric = float((above - below) / (2 * epsilon))
+        assert numeric == pytest.approx(float((gradient * direction).sum()), rel=1e-6, abs=1e-9)
+
+
+def poison(tensor, value):
+    with torch.no_grad():
+        tensor[5, 7, 2] = value
+
+
+BAD = [
+    (lambda b: call(b, beta=0.0), ValueError, "beta must be a positive number, got 0.0"),
+    (lambda b: call(b, beta=-1.0), ValueError, "beta must be a positive number"),
+    (lambda b: call(b, beta=float("nan")), ValueError, "beta must be a positive number"),
+    (lambda b: call(b, gamma=float("inf")), ValueError, "gamma must be a finite number"),
+    (lambda b: call(b, num_objectives=0), ValueError, "num_objectives must be a positive integer, got 0"),
+    (lambda b: call(b, num_objectives=None), ValueError, r"num_objectives \(K\) is needed"),
+    (lambda b: call(b, num_objectives=5), ValueError, "24 rows are not divisible by 2 x 5 objectives"),
+    (lambda b: call(b, order="rows"), ValueError, "order must be one of objective_major"),
+    (lambda b: call(b, weights="random"), ValueError, "unknown source of weights 'random'; known: gaussian, mean"),
+    (lambda b: call(b, weights=torch.ones(3)), ValueError, r"weights must be \[K=4\] or"),
+    (
+        lambda b: call(b, weights=torch.tensor([1.0, -1.0, 1.0, 1.0])),
+        RuntimeError,
+        "weights must be finite and not neg",
+    ),
+    (lambda b: call(b, weights=torch.zeros(4)), RuntimeError, "positive sum"),
+    (lambda b: call(b, weights=torch.full((4,), float("nan"))), RuntimeError, "weights must be finite"),
+    (lambda b: call(b, objective="ppo"), ValueError, "unknown objective 'ppo'; known: amopo, simpo"),
+    (lambda b: call(b, pooled="both"), ValueError, "pooled must be 'union' or 'sum'"),
+    (lambda b: call(b, preset="paper"), ValueError, "preset must be None or 'official'"),
+    (lambda b: call(b, preset="official", normalizer=4), ValueError, "cannot take a normalizer"),
+    (lambda b: call(b, preset="official", gamma=1.0), ValueError, r"fixes gamma=2.0"),
+    (lambda b: call(b, preset="official", weights="mean"), ValueError, "fixes weights"),
+    (lambda b: call(b, normalizer=0), ValueError, "normalizer must be a positive number"),
+    (lambda b: call(b, sample_ids=torch.arange(2)), ValueError, r"sample_ids must be int64 \[B=3\]"),
+    (lambda b: call(b, shift_labels=b.labels), ValueError, "exactly one of labels"),
+    (lambda b: call(b, row_ids=torch.zeros(3, 4, 2, dtype=torch.int64)), ValueError, "exactly once"),
+    (lambda b: call(b, budget=10), ValueError, "too small for one row"),
+]
+
+
+@pytest.mark.parametrize("run, error, message", BAD, ids=[m[:40] for _, _, m in BAD])
+def test_bad_arguments_are_named(run, error, message):
+    with pytest.raises(error, match=message):
+        run(Batch())
+
+
+def test_a_sequence_without_response_token_names_its_sample():
+    batch = Batch()
+    batch.labels[8 + 2 * 2 + 1] = -100  # sample 1, objective 2, rejected
+    with pytest.raises(
+        ValueError, match=r"sample 1, objective 2: the rejected sequence \(row 13\) has no response token"
+    ):
+        call(batch)
+
+
+@pytest.mark.parametrize("label", [VOCAB, VOCAB + 1000, -1])
+def test_a_label_outside_the_vocabulary_names_its_sample(label):
+    batch = Batch()
+    batch.labels[16 + 3, :] = 1
+    batch.labels[16 + 3, 9] = label  # sample 2, objective 1, rejected
+    with pytest.raises(ValueError, match=rf"sample 2, objective 1: label {label} of the rejected .*\[0, {VOCAB}\)"):
+        call(batch)
+
+
+def test_shape_mismatch_is_named():
+    batch = Batch()
+    with pytest.raises(ValueError, match=r"labels \[rows, length\], got \(24, 14, 12\) and \(24, 13\)"):
+        amopo.fused_loss(batch.hidden, batch.head, batch.labels[:, 1:], num_objectives=4)
+    with pytest.raises(TypeError, match="labels must be integers"):
+        amopo.fused_loss(batch.hidden, batch.head, batch.labels.float(), num_objectives=4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_hidden_is_found_and_named_with_validate(value):
+    batch = Batch()
+    batch.labels[5, 1:] = 3
+    poison(batch.hidden, value)
+    with pytest.raises(RuntimeError, match="hidden holds NaN or inf"):
+        call(batch)
+    with pytest.raises(ValueError, match=r"sample 0, objective 2 \(row 5\): hidden holds NaN or inf"):
+        call(batch, validate=True)
+
+
+def test_nan_in_the_head_is_found():
+    batch = Batch()
+    with torch.no_grad():
+        batch.head.weight[3, 1] = float("nan")
+    with pytest.raises(RuntimeError, match="weight or bias holds NaN or inf"):
+        call(batch)
