@@ -78,9 +78,8 @@ def resolve_weights(weights: str | Tensor | WeightSource, stats: WeightStats) ->
         that the host need not wait).
     """
     shape = stats.mean.shape
-    if isinstance(weights, str):
-        return get(weights)(stats).detach()
-    given = weights(stats) if callable(weights) and not isinstance(weights, Tensor) else weights
+    source = get(weights) if isinstance(weights, str) else weights
+    given = source(stats) if callable(source) and not isinstance(source, Tensor) else source
     if not isinstance(given, Tensor):
         raise ValueError(
             "weights must be a name, a tensor [K] or [B, K], or a function (WeightStats) -> tensor; "

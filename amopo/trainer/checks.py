@@ -1,0 +1,51 @@
+"""Conditions that must hold before training starts.
+
+Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
+suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
+over data. `embedding_rows(model)` is the number of token ids that the model knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from amopo.head import find_head
+from amopo.packing.support import check_packing_support
+from amopo.trainer.config import AMoPOConfig
+from amopo.trainer.forward import causal_lm, text_config
+
+
+def check_setup(model: nn.Module, args: AMoPOConfig) -> None:
+    """Raise for what cannot work, before the model is moved to a device."""
+    if not isinstance(args, AMoPOConfig):
+        raise TypeError(f"args must be an AMoPOConfig, got {type(args).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a loaded causal LM, got {type(model).__name__}; load it with "
+            "AutoModelForCausalLM.from_pretrained"
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel; start one "
+            "process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    causal_lm(model)
+    find_head(model)
+    check_packing_support(model)
+
+
+def check_parallelism(trainer: Any) -> None:
+    """Raise for parallelism that splits one sample's forward over ranks: batches are dealt out per rank."""
+    sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
+    for kind, size in sizes.items():
+        if size > 1:
+            raise ValueError(f"AMoPOTrainer does not support {kind} parallelism (size {size}); use data parallelism")
+
+
+def embedding_rows(model: nn.Module) -> int:
+    """How many token ids the model knows; from the module's size, since a sharded weight has no rows."""
+    base = causal_lm(model)
+    rows = getattr(base.get_input_embeddings(), "num_embeddings", None)
+    return rows if isinstance(rows, int) else text_config(base).vocab_size

@@ -1,0 +1,223 @@
+"""A causal LM's own forward, taught to return log-probs of a packed row.
+
+Contract
+--------
+`patch_forward(model)` replaces the forward of a transformers causal LM (unwrapped from PEFT or DDP) on that instance:
+
+- with `amopo_layout=layout` (a `TreeLayout`), `model(input_ids=[1, T], position_ids=[1, T], amopo_layout=layout)`
+  runs the body, selects the layout's hidden rows (after the final norm) and returns their log-probs, one fp32 tensor
+  [R] (fp64 for fp64 models). Logits [T, V] never exist;
+- any other call goes to the original forward, untouched: `generate()`, evaluation and saving work as before.
+
+The log-probs are made inside the model's forward, so that wrappers which gather parameters or reduce gradients around
+it (DDP, FSDP2, ZeRO-3, PEFT, autocast) see every parameter that is used. `PackedForward.remove()` restores the forward.
+
+Why the arguments are checked: with an attention mask or a cache, transformers stops looking at position ids and lets
+the sequences of a row see each other, silently. So `attention_mask` and `use_cache=True` raise, and `use_cache=False`
+is always passed on. `nn.DataParallel` would scatter the row: it raises, and so do models that
+`amopo.packing.support` refuses by name, or that let sequences see each other when it is tried (16 tokens, twice).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amopo.head import find_head, head_logps, unwrap
+from amopo.packing.layout import TreeLayout
+from amopo.packing.support import check_isolation, check_packing_support, check_position_ids
+
+logger = logging.getLogger(__name__)
+
+# Arguments of a causal LM's forward that a packed call may carry, with the only values that change nothing.
+_HARMLESS = {"use_cache": (None, False), "return_dict": (None, True), "logits_to_keep": (None, 0)}
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The causal LM inside `model`: torch.compile, DDP-like and PEFT wrappers are taken off."""
+    model = model._modules.get("_orig_mod", model)
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "nn.DataParallel cannot run packed rows (it would cut the one row of a batch into pieces); start one "
+            "process per device with torchrun instead"
+        )
+    return unwrap(model)
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, also where it is part of a larger one."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def _uses_flash(model: nn.Module) -> bool:
+    return str(getattr(model.config, "_attn_implementation", "")).startswith("flash_attention")
+
+
+def _runs_alone(body: nn.Module) -> bool:
+    """Whether the body can run outside of its wrappers: no weight is sharded away, a DTensor, or not loaded."""
+    return all(type(p.data) is Tensor and p.numel() > 0 and not p.is_meta for p in body.parameters())
+
+
+class PackedForward:
+    """The handle of a replaced forward; a context manager that removes it at the end."""
+
+    def __init__(self, owner: nn.Module, previous: Callable | None) -> None:
+        self.owner = owner
+        self._previous = previous
+        self._installed = owner.__dict__["forward"]
+
+    def remove(self) -> None:
+        """Restore the forward that was there before."""
+        if self._installed is None:
+            return
+        if self.owner.__dict__.get("forward") is not self._installed:
+            raise RuntimeError(
+                f"the forward of {type(self.owner).__name__} was replaced again after patch_forward (by accelerate's "
+                "mixed precision, for example); remove that first"
+            )
+        if self._previous is None:
+            del self.owner.forward
+        else:
+            self.owner.forward = self._previous
+        self._installed = None
+
+    def __enter__(self) -> PackedForward:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def patch_forward(
+    model: nn.Module, *, logits_dtype: torch.dtype | str | None = None, budget: int | None = None
+) -> PackedForward:
+    """Teach `model`'s forward the argument `amopo_layout`.
+
+    Args:
+        model: a transformers causal LM, bare or wrapped by PEFT or DDP.
+        logits_dtype, budget: as in `amopo.linear_logprobs`.
+    """
+    owner = causal_lm(model)
+    check_packing_support(model if hasattr(model, "peft_config") else owner)
+    body = find_head(owner).body
+    check_position_ids(body)
+    if _uses_flash(owner):
+        pass  # it is told the boundaries, and its kernels take half precision on a GPU only, so it cannot be tried here
+    elif _runs_alone(body):
+        device = body.get_input_embeddings().weight.device
+        check_isolation(body, vocab_size=text_config(owner).vocab_size, device=device)
+    else:
+        logger.warning("the weights are sharded or not loaded: it was not tried whether packed sequences stay apart")
+    previous = owner.__dict__.get("forward")
+
+    def forward(self: nn.Module, *args: Any, amopo_layout: TreeLayout | None = None, **kwargs: Any) -> Any:
+        if amopo_layout is not None:
+            return _packed_forward(self, amopo_layout, args, kwargs, logits_dtype, budget)
+        # Looked up through the instance, not captured: copies of the model then run their own weights.
+        if previous is None:
+            return type(self).forward(self, *args, **kwargs)
+        return previous(*args, **kwargs)
+
+    # The signature is copied by hand: functools.wraps would set __wrapped__, which accelerate follows when it unwraps
+    # mixed precision, and so drop this function.
+    original = previous or types.MethodType(type(owner).forward, owner)
+    receiver = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    signature = inspect.signature(original)
+    forward.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[receiver, *signature.parameters.values()]
+    )
+    forward.__doc__ = original.__doc__
+    owner.forward = types.MethodType(forward, owner)
+    return PackedForward(owner, previous)
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether `model`'s forward takes `amopo_layout` already."""
+    forward = causal_lm(model).__dict__.get("forward")
+    while forward is not None:
+        function = getattr(forward, "__func__", forward)
+        if "amopo_layout" in getattr(getattr(function, "__code__", None), "co_varnames", ()):
+            return True
+        forward = getattr(function, "__wrapped__", None)
+    return False
+
+
+def _packed_forward(
+    model: nn.Module,
+    layout: TreeLayout,
+    args: tuple,
+    kwargs: dict[str, Any],
+    logits_dtype: torch.dtype | str | None,
+    budget: int | None,
+) -> Tensor:
+    input_ids, position_ids = _packed_arguments(args, kwargs, layout, model)
+    head = find_head(model)
+    output = head.body(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=None,
+        use_cache=False,
+        **_varlen_arguments(model, layout),
+    )
+    hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+    rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, layout.row_index)
+    return head_logps(
+        head.lm_head,
+        rows,
+        layout.row_target,
+        logit_scale=head.logit_scale,
+        softcap=head.softcap,
+        logits_dtype=logits_dtype,
+        budget=budget,
+    )
+
+
+def _packed_arguments(
+    args: tuple, kwargs: dict[str, Any], layout: TreeLayout, model: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """`input_ids` and `position_ids`, after everything else was found to be absent or harmless."""
+    if args:
+        raise ValueError("a packed call takes keyword arguments only: input_ids=, position_ids=, amopo_layout=")
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    input_ids, position_ids = given.pop("input_ids", None), given.pop("position_ids", None)
+    if input_ids is None or position_ids is None:
+        raise ValueError("a packed call needs input_ids and position_ids, both [1, T] as made by amopo.pack")
+    if given.get("attention_mask") is not None or given.get("use_cache"):
+        name = "attention_mask" if given.get("attention_mask") is not None else "use_cache=True"
+        raise ValueError(
+            f"{name} must not be passed with a packed row: transformers would then let its sequences see each other; "
+            "leave it out"
+        )
+    for name, value in given.items():
+        if value is not False and not (name in _HARMLESS and value in _HARMLESS[name]):
+            raise ValueError(f"a packed call does not support the argument {name}; leave it out")
+    if input_ids.dim() != 2 or input_ids.shape[0] != 1 or input_ids.shape != position_ids.shape:
+        raise ValueError(
+            f"a packed row is [1, T]: got input_ids {tuple(input_ids.shape)} and position_ids "
+            f"{tuple(position_ids.shape)}"
+        )
+    vocab_size = getattr(text_config(model), "vocab_size", None)
+    if vocab_size is not None and layout.max_target >= vocab_size:
+        raise ValueError(
+            f"target token {layout.max_target} is outside the model's vocabulary of {vocab_size}; was another "
+            "tokenizer used?"
+        )
+    return input_ids, position_ids
+
+
+def _varlen_arguments(model: nn.Module, layout: TreeLayout) -> dict[str, Any]:
+    """Sequence boundaries for flash attention, which would otherwise look for them in every layer, with a sync each."""
+    if not _uses_flash(model):
+        return {}
+    return {
+        "cu_seq_lens_q": layout.cu_seqlens,
+        "cu_seq_lens_k": layout.cu_seqlens,
+        "max_length_q": layout.max_seqlen,
+        "max_length_k": layout.max_seqlen,
+    }

@@ -1,0 +1,287 @@
+"""The trainer: transformers' loop around packed preference batches.
+
+Contract
+--------
+`AMoPOTrainer(model, args, train_dataset=..., eval_dataset=...)` trains any Hugging Face causal LM (or a PEFT model of
+one) on lists of `TokenizedSample`. It is transformers' `Trainer` with these parts replaced:
+
+- **Loss.** The mean over the samples of the whole optimizer step: all micro-batches and all ranks. Micro-batches hold
+  unequal numbers of samples, so a mean of means would be biased. A micro-batch returns
+  `loss_sum * world_size / samples of the step`; accumulation adds, DDP averages over ranks.
+- **Noise** of the weights: keyed by (noise_seed, optimizer step, sample id, objective). Batching does not matter.
+- **Batches**: each rank's own, filled to `tokens_per_batch` (see `amopo.packing.batching`).
+- **Evaluation**: the same forward and loss, exact means over samples. The noise step is fixed at 0, so that two
+  evaluations of the same weights give the same numbers.
+- **Metrics**: see `amopo.trainer.metrics`; read from the device at logging steps only.
+- **Checkpoints**: resuming continues the run exactly; other settings or data raise (see `amopo.trainer.resume`).
+
+Nothing is sent anywhere unless `report_to` names a tracker.
+
+Unsupported (raises): nn.DataParallel, tensor, context and sequence parallelism, `model_init`, custom collators and
+metric functions (there are no logits to compute them from).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from amopo.fused_loss import loss_from_logps
+from amopo.packing.sample import TokenizedSample
+from amopo.preference_loss import FusedLoss
+from amopo.trainer.batches import PackCollator, PackedLoader, SampleTable
+from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows
+from amopo.trainer.config import FIXED, AMoPOConfig
+from amopo.trainer.forward import causal_lm, patch_forward
+from amopo.trainer.loading import Loaders
+from amopo.trainer.logps import check_logps_dtype
+from amopo.trainer.metrics import MetricSums, Stopwatch
+from amopo.trainer.resume import check_same_run, latest_checkpoint, run_record, write_run_record
+
+EVALUATION_STEP = 0
+LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
+
+
+class AMoPOTrainer(Trainer):
+    """Adaptive multi-objective preference optimisation of a causal LM."""
+
+    # The loss is normalised over the whole optimizer step already. transformers >= 5.19 reads this; older versions
+    # look at model_accepts_loss_kwargs, set below.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: AMoPOConfig,
+        *,
+        train_dataset: Sequence[TokenizedSample] | None = None,
+        eval_dataset: Sequence[TokenizedSample] | dict[str, Sequence[TokenizedSample]] | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ) -> None:
+        check_setup(model, args)
+        self._loaders = Loaders(args, embedding_rows(model))
+        self._sums = MetricSums(args.objectives)
+        self._clock = Stopwatch()
+        self._train_table: SampleTable | None = None
+        if train_dataset is not None:
+            self._train_table = self._loaders.add(train_dataset, "train_dataset")
+        named = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
+        for name, dataset in named.items():
+            if dataset is not None:
+                self._loaders.add(dataset, "eval_dataset" if name is None else f"eval_dataset[{name!r}]")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=PackCollator(sharing=args.sharing),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[*(callbacks or []), _SavingIsNotTraining(self._clock)],
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True
+        fixed = args.weights == FIXED
+        self._weights = torch.tensor(args.objective_weights, device=args.device) if fixed else args.weights
+        check_parallelism(self)
+        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            # With frozen embeddings no input of a checkpointed layer would need a gradient, and none would flow.
+            self.model.enable_input_require_grads()
+        self.packed_forward = patch_forward(
+            model, logits_dtype=LOGITS_DTYPES[args.logits_dtype], budget=args.head_budget
+        )
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> PackedLoader:
+        """This rank's batches. Not prepared by accelerate, which would shard them a second time."""
+        if self._train_table is None:
+            raise ValueError("training needs a train_dataset; pass it to AMoPOTrainer")
+        return self._loaders.training(self._train_table)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> PackedLoader:
+        """This rank's batches of a dataset, of a named entry of `self.eval_dataset`, or of the one that there is."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset; pass it to AMoPOTrainer or to evaluate()")
+        return self._loaders.evaluation(dataset)
+
+    get_test_dataloader = get_eval_dataloader
+
+    def get_total_train_batch_size(self, args: AMoPOConfig) -> int:
+        """Samples of an optimizer step, on average: batches are counted in tokens."""
+        steps = -(-len(self.get_train_dataloader()) // args.gradient_accumulation_steps)
+        return max(1, round(len(self._train_table.lengths) / steps))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        inputs["amopo_layout"] = inputs["amopo_layout"].to(self.args.device, non_blocking=True)
+        return inputs
+
+    # ---- loss ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int]:
+        """The micro-batches of one optimizer step, and the number of samples in those of all ranks."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        count = sum(batch["amopo_num_samples"] for batch in batches)
+        if self.args.world_size > 1:
+            return batches, self._all_reduce(torch.tensor(count, device=device))
+        return batches, count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss; `num_items_in_batch` is the step's number of samples."""
+        self._clock.start()
+        normalizer = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
+        result = self._run(model, inputs, step=self.state.global_step, normalizer=normalizer)
+        count = inputs["amopo_num_samples"]
+        self._sums.add(result, inputs["amopo_layout"].num_tokens, num_samples=count)
+        # A filler keeps this rank in step with the others and counts for nothing.
+        loss = result.loss if count else result.loss * 0.0
+        return (loss, result) if return_outputs else loss
+
+    def _run(
+        self, model: nn.Module, inputs: dict[str, Any], *, step: int, normalizer: Tensor | float | None = None
+    ) -> FusedLoss:
+        args = self.args
+        layout = inputs["amopo_layout"]
+        logps = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], amopo_layout=layout)
+        return loss_from_logps(
+            check_logps_dtype(logps),
+            layout,
+            objective=args.objective,
+            beta=args.beta,
+            gamma=args.gamma,
+            weights=self._weights,
+            pooled=args.pooled,
+            normalizer=normalizer,
+            sample_ids=inputs["amopo_sample_ids"],
+            seed=args.noise_seed,
+            step=step,
+        )
+
+    def _all_reduce(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum") if self.args.world_size > 1 else values
+
+    # ---- logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; at a training step with the metrics since the last one."""
+        if "loss" in logs and not self._sums.is_empty:
+            totals = self._sums.reduce(self._all_reduce)
+            seconds = self._clock.read()
+            logs.update(totals.means)
+            if seconds > 0:
+                logs["tokens_per_second"] = totals.num_tokens / seconds
+        for name in [name for name in logs if name.endswith("_steps_per_second") and not name.startswith("train_")]:
+            # transformers derives it from a batch size that token budgets do not have
+            del logs[name]
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and metrics over a dataset; see `Trainer.evaluate`."""
+        self._clock.pause()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._clock.resume()
+
+    def evaluation_loop(
+        self,
+        dataloader: PackedLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Exact means over the samples of all ranks, through the forward that training uses."""
+        if self.is_deepspeed_enabled and not self.is_in_train:
+            raise ValueError("evaluation under DeepSpeed works during training only; set eval_strategy")
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model = self.model_wrapped if sharded else self.model
+        was_training = model.training
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        sums = MetricSums(self.args.objectives)
+        # Outside of training the model has not been prepared for mixed precision.
+        precision = contextlib.nullcontext() if self.is_in_train else self.accelerator.autocast()
+        with torch.no_grad(), precision:
+            for batch in dataloader:
+                inputs = self._prepare_inputs(batch)
+                result = self._run(model, inputs, step=EVALUATION_STEP)
+                sums.add(result, inputs["amopo_layout"].num_tokens, num_samples=inputs["amopo_num_samples"])
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(was_training)
+        totals = sums.reduce(self._all_reduce)
+        metrics = {"loss": totals.loss, **totals.means}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=totals.num_samples)
+
+    # ---- checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint=True` go on from the newest complete checkpoint, or from a given one.
+
+        Raises:
+            ValueError: no train_dataset, no complete checkpoint, or one of a run with other settings or data.
+        """
+        self._loaders.plan_run()
+        self.get_train_dataloader()
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError("no parameter of the model requires a gradient; nothing would be trained")
+        if resume_from_checkpoint:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = latest_checkpoint(self.args.output_dir)
+            check_same_run(resume_from_checkpoint, self.run_record())
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        if self.args.should_save:
+            write_run_record(self.args.output_dir, self.run_record())
+        self._sums = MetricSums(self.args.objectives)
+        self._clock.reset()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def run_record(self) -> dict[str, Any]:
+        """Settings, data and versions that decide this run's result."""
+        return run_record(
+            self.args,
+            data_fingerprint=self._train_table.fingerprint,
+            num_samples=len(self._train_table.lengths),
+            model_class=type(causal_lm(self.model)).__name__,
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save weights, configuration, tokenizer and `amopo_run.json`."""
+        if _internal_call:
+            self._clock.pause()
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and self._train_table is not None:
+            write_run_record(output_dir or self.args.output_dir, self.run_record())
+
+
+class _SavingIsNotTraining(TrainerCallback):
+    """Lets the clock go on after a checkpoint was written."""
+
+    def __init__(self, clock: Stopwatch) -> None:
+        self.clock = clock
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.resume()
