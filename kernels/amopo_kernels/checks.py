@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def check_head_inputs(
     for name, value in (("logit_scale", logit_scale), ("softcap", softcap)):
         if value is None:
             continue
-        if not isinstance(value, (int, float)) or not torch.isfinite(torch.tensor(float(value))):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"linear_logprobs: {name} must be a finite number, got {value!r}")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"linear_logprobs: softcap must be positive, got {softcap}; None switches it off")
