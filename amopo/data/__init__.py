@@ -1,0 +1,41 @@
+"""From a preference file to token ids: records, pairs, templates, tokenisation.
+
+records = read_records("data.jsonl", objectives=("helpfulness", "correctness"))
+train, evaluation = split_records(records, eval_fraction=0.1, seed=0)
+pairs, report = build_pairs(train, objectives=("helpfulness", "correctness"))
+samples, report = tokenize_pairs(pairs, tokenizer, objectives=("helpfulness", "correctness"), scales=scales_of(train))
+"""
+
+from amopo.data.chat import ChatEncoder
+from amopo.data.pairs import PairReport, build_pairs
+from amopo.data.readers import read_records
+from amopo.data.scales import KNOWN_SCALES, parse_scales, resolve_scales, scales_of
+from amopo.data.schema import DataError, Message, Pair, PreferenceRecord, Response, Scale
+from amopo.data.split import split_records
+from amopo.data.templates import Template, get_template, list_templates, register_template
+from amopo.data.tokenize import TokenizationReport, render_prompts, tokenize_pairs
+
+__all__ = [
+    "KNOWN_SCALES",
+    "ChatEncoder",
+    "DataError",
+    "Message",
+    "Pair",
+    "PairReport",
+    "PreferenceRecord",
+    "Response",
+    "Scale",
+    "Template",
+    "TokenizationReport",
+    "build_pairs",
+    "get_template",
+    "list_templates",
+    "parse_scales",
+    "read_records",
+    "register_template",
+    "render_prompts",
+    "resolve_scales",
+    "scales_of",
+    "split_records",
+    "tokenize_pairs",
+]

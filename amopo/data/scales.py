@@ -1,0 +1,104 @@
+"""Which scale each objective is scored on.
+
+A scale comes from the first of: the caller's argument (`scales={"fluency": Scale(1, 5)}`, or `--scales fluency=1:5`),
+the record's field `"scales": {"fluency": [1, 5]}`, the table `KNOWN_SCALES`. An objective with none of them raises
+`DataError` with the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from amopo.data.schema import DataError, PreferenceRecord, Scale
+
+# The five dimensions of HelpSteer2, as its annotators scored them.
+KNOWN_SCALES: Mapping[str, Scale] = {
+    name: Scale(0, 4) for name in ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+}
+
+ScaleLike = Scale | Sequence[float]
+
+
+def as_scale(objective: str, value: object) -> Scale:
+    """A `Scale` from a `Scale` or from two numbers [low, high]."""
+    if isinstance(value, Scale):
+        return value
+    if isinstance(value, list | tuple) and len(value) == 2:
+        try:
+            return Scale(*value)
+        except DataError as error:
+            raise DataError(f"scale of objective {objective!r}: {error}") from None
+    raise DataError(f"scale of objective {objective!r} must be [low, high], but is {value!r}")
+
+
+def as_scales(scales: object) -> dict[str, Scale]:
+    """A dict of scales from what a caller, a record or a configuration file gave; None means none."""
+    if scales is None:
+        return {}
+    if not isinstance(scales, Mapping):
+        raise DataError(f"scales must map each objective to [low, high], but is {scales!r}")
+    return {name: as_scale(name, value) for name, value in scales.items()}
+
+
+def parse_scales(text: str) -> dict[str, Scale]:
+    """Scales from command-line text such as "informativeness=1:6,quality=1:6"; empty text gives none."""
+    scales: dict[str, Scale] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, interval = (piece.strip() for piece in part.partition("="))
+        low, colon, high = interval.partition(":")
+        try:
+            if not (name and equals and colon):
+                raise ValueError
+            ends = float(low), float(high)
+        except ValueError:
+            raise DataError(f"cannot read the scale {part!r}; write objective=low:high, e.g. quality=1:6") from None
+        if name in scales:
+            raise DataError(f"the scale of objective {name!r} is given twice in {text!r}")
+        scales[name] = as_scale(name, ends)
+    return scales
+
+
+def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
+    """The objectives as a tuple. At least one, each a non-empty name, none twice."""
+    if isinstance(objectives, str):
+        raise DataError(f"objectives must be a list of names, not one string; write [{objectives!r}]")
+    objectives = tuple(objectives)
+    if not objectives:
+        raise DataError("objectives is empty (K = 0); name at least one, e.g. helpfulness")
+    for position, name in enumerate(objectives):
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"objectives must be non-empty names, but number {position + 1} is {name!r}")
+        if name in objectives[:position]:
+            raise DataError(f"objective {name!r} is given twice; name each objective once")
+    return objectives
+
+
+def resolve_scales(
+    objectives: Sequence[str], *, given: Mapping[str, Scale] | None = None, declared: Mapping[str, Scale] | None = None
+) -> dict[str, Scale]:
+    """The scale of each objective: `given` by the caller first, then `declared` by the record, then the known ones."""
+    scales = {**KNOWN_SCALES, **(declared or {}), **(given or {})}
+    for objective in objectives:
+        if objective not in scales:
+            raise DataError(
+                f"the scale of objective {objective!r} is not known; declare it: "
+                f'scales={{"{objective}": Scale(low, high)}}, --scales {objective}=low:high, '
+                f'or a field "scales": {{"{objective}": [low, high]}} in the record'
+            )
+    return {objective: scales[objective] for objective in objectives}
+
+
+def scales_of(records: Iterable[PreferenceRecord]) -> dict[str, Scale]:
+    """The scales that the records were read with. Records that disagree about one raise DataError."""
+    found: dict[str, Scale] = {}
+    first: dict[str, PreferenceRecord] = {}
+    for record in records:
+        for objective, scale in record.scales.items():
+            if found.setdefault(objective, scale) != scale:
+                raise DataError(
+                    f"{record.label} scores {objective!r} on {scale}, but {first[objective].label} on "
+                    f"{found[objective]}; "
+                    f"one objective has one scale"
+                )
+            first.setdefault(objective, record)
+    return found

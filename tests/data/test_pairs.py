@@ -1,0 +1,158 @@
+"""Pairs: who wins, what is skipped, what is counted."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amopo.data import DataError, PreferenceRecord, Response, Scale, build_pairs
+
+SCALES = {"a": Scale(0, 4), "b": Scale(1, 6)}
+
+
+def record(*responses, id="r"):
+    """A record from (text, score a, score b)."""
+    made = tuple(Response(text, {"a": float(a), "b": float(b)}) for text, a, b in responses)
+    return PreferenceRecord(id, ({"role": "user", "content": "x"},), made, "data.jsonl:7", SCALES)
+
+
+def pair_texts(records, **options):
+    pairs, report = build_pairs(records, objectives=("a", "b"), **options)
+    return [(pair.chosen.text, pair.rejected.text) for pair in pairs], report
+
+
+def test_the_larger_sum_of_normalised_scores_wins():
+    found, _ = pair_texts([record(("low a", 2, 5.4), ("high a", 4, 3))])
+    # 4/4 + 2/5 = 1.40 against 2/4 + 4.4/5 = 1.38, though the raw sums are 7 and 7.4.
+    assert found == [("high a", "low a")]
+
+
+def test_weights_move_the_winner_by_name_or_position():
+    records = [record(("for a", 4, 1), ("for b", 0, 6))]
+    assert pair_texts(records, weights={"b": 1, "a": 3})[0] == [("for a", "for b")]
+    assert pair_texts(records, weights=[1, 3])[0] == [("for b", "for a")]
+    assert pair_texts(records, weights=[0, 1e-9])[0] == [("for b", "for a")]
+
+
+def test_best_against_worst_is_the_default_and_keeps_the_id():
+    records = [record(("mid", 2, 3), ("worst", 0, 1), ("best", 4, 6), ("good", 4, 5), id=12)]
+    pairs, report = build_pairs(records, objectives=("a", "b"))
+    assert [(pair.id, pair.chosen.text, pair.rejected.text) for pair in pairs] == [(12, "best", "worst")]
+    assert (report.records, report.pairs) == (1, 1)
+
+
+def test_every_pair_on_request_each_with_an_id_of_its_own():
+    records = [record(("mid", 2, 3), ("worst", 0, 1), ("best", 4, 6))]
+    pairs, _ = build_pairs(records, objectives=("a", "b"), strategy="all")
+    assert {(pair.id, pair.chosen.text, pair.rejected.text) for pair in pairs} == {
+        ("r/0>1", "mid", "worst"),
+        ("r/2>0", "best", "mid"),
+        ("r/2>1", "best", "worst"),
+    }
+
+
+def test_ties_and_identical_texts_are_skipped_and_counted():
+    decided = record(("x", 4, 6), ("y", 0, 1))
+    tie = record(("x", 2, 3), ("y", 2, 3))
+    # The same text was judged twice, differently: no preference to learn.
+    same = record(("x", 4, 6), ("x", 0, 1))
+    # One record with three ties among its responses counts once.
+    tie_of_three = record(("x", 2, 3), ("y", 2, 3), ("z", 2, 3))
+    found, report = pair_texts([decided, tie, tie_of_three, same])
+    assert found == [("x", "y")]
+    assert (report.records, report.pairs, report.ties, report.identical) == (4, 1, 2, 1)
+    assert "skipped 2 ties and 1 with identical texts" in str(report)
+
+
+def test_identical_texts_do_not_hide_another_pair_of_the_record():
+    found, report = pair_texts([record(("x", 4, 6), ("x", 0, 1), ("y", 3, 4))])
+    # x (4, 6) beats y by 0.65 in the sum, y beats x (0, 1) by 1.35: the larger difference is taken.
+    assert found == [("y", "x")]
+    assert report.identical == 0
+    _, report = pair_texts([record(("x", 4, 6), ("x", 0, 1), ("y", 3, 4))], strategy="all")
+    assert (report.pairs, report.identical) == (2, 1)
+
+
+def test_rounding_makes_no_winner():
+    # All sums are 6, but (0/5 + 0/5 + 3/5) / 3 and (0/5 + 1/5 + 2/5) / 3 differ in floating point.
+    names = ("a", "b", "c")
+    scales = dict.fromkeys(names, Scale(1, 6))
+    responses = tuple(
+        Response(str(s), dict(zip(names, s, strict=True))) for s in ((1.0, 1.0, 4.0), (1.0, 2.0, 3.0), (2.0, 2.0, 2.0))
+    )
+    tied = PreferenceRecord(0, (), responses, scales=scales)
+    other = PreferenceRecord(
+        1, (), (Response("x", dict.fromkeys(names, 6.0)), Response("y", dict.fromkeys(names, 1.0))), scales=scales
+    )
+    _, report = build_pairs([tied, other], objectives=names, strategy="all")
+    assert (report.ties, report.pairs) == (3, 1)
+
+
+def test_conflicts_are_counted_in_all_and_by_objective():
+    conflict = record(("x", 4, 3), ("y", 0, 4))
+    agree = record(("x", 4, 3), ("y", 0, 3))
+    _, report = pair_texts([conflict, agree, conflict])
+    assert report.conflicts == 2
+    assert report.conflicts_by_objective == {"a": 0, "b": 2}
+
+
+def test_strict_names_the_record_without_a_pair():
+    good = record(("x", 4, 6), ("y", 0, 1))
+    with pytest.raises(DataError, match="data.jsonl:7, record 'twin': its responses have identical texts"):
+        build_pairs([good, record(("x", 4, 6), ("x", 0, 1), id="twin")], objectives=("a", "b"), strict=True)
+    with pytest.raises(DataError, match="record 'even': its responses have scores that tie"):
+        build_pairs([good, record(("x", 2, 3), ("y", 2, 3), id="even")], objectives=("a", "b"), strict=True)
+
+
+def test_no_pair_at_all_is_an_error():
+    with pytest.raises(DataError, match="no pair of responses can be compared.*1 ties"):
+        build_pairs([record(("x", 2, 3), ("y", 2, 3))], objectives=("a", "b"))
+    with pytest.raises(DataError, match="no pair of responses"):
+        build_pairs([], objectives=("helpfulness",))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"strategy": "random"}, "unknown strategy 'random'; known: best_worst, all"),
+        ({"weights": [1]}, "weights has 1 numbers for 2 objectives"),
+        ({"weights": {"a": 1, "c": 1}}, "weights are for a, c, objectives are a, b"),
+        ({"weights": [1, -1]}, "weight of objective 'b' is -1"),
+        ({"weights": [1, float("nan")]}, "weight of objective 'b' is nan"),
+        ({"weights": [0, 0]}, "all weights are 0"),
+        (
+            {"scales": {"a": Scale(0, 3), "b": Scale(1, 6)}},
+            "data.jsonl:7, record 'r': the score 4 for 'a' is outside its scale 0 to 3",
+        ),
+    ],
+)
+def test_options_that_cannot_be_used(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_pairs([record(("x", 4, 6), ("y", 0, 1))], objectives=("a", "b"), **options)
+
+
+def test_objectives_that_were_not_read():
+    with pytest.raises(DataError, match="record 'r': a response has no score for objective 'verbosity'"):
+        build_pairs([record(("x", 4, 6), ("y", 0, 1))], objectives=("a", "verbosity"))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 6)), min_size=2, max_size=6),
+    st.tuples(st.integers(0, 3), st.integers(1, 3)),
+)
+def test_pairs_agree_with_exact_arithmetic(scores, weights):
+    exact = [weights[0] * Fraction(a, 4) + weights[1] * Fraction(b - 1, 5) for a, b in scores]
+    expected = {(str(i), str(j)) for i in range(len(exact)) for j in range(len(exact)) if exact[i] > exact[j]}
+    records = [record(*((str(i), a, b) for i, (a, b) in enumerate(scores)))]
+    if not expected:
+        with pytest.raises(DataError):
+            pair_texts(records, weights=weights)
+        return
+    found, report = pair_texts(records, weights=weights, strategy="all")
+    assert set(found) == expected and len(found) == len(expected)
+    assert report.ties == len(scores) * (len(scores) - 1) // 2 - len(expected)
+    ((winner, loser),), _ = pair_texts(records, weights=weights)
+    assert exact[int(winner)] == max(exact) and exact[int(loser)] == min(exact)

@@ -1,0 +1,90 @@
+"""Scales: where they come from, what is no scale."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from amopo.data import DataError, PreferenceRecord, Scale, parse_scales, resolve_scales, scales_of
+from amopo.data.scales import as_scales, check_objectives
+
+
+def test_a_scale_maps_its_ends_to_zero_and_one():
+    scale = Scale(1, 6)
+    assert [scale.normalise(score) for score in (1, 3.5, 6)] == [0.0, 0.5, 1.0]
+    assert 1 in scale and 6 in scale and 0.99 not in scale and 6.01 not in scale
+
+
+@pytest.mark.parametrize("low, high", [(1, 1), (2, 1), (0, math.inf), (math.nan, 1), ("0", 4), (True, 4)])
+def test_a_scale_needs_two_finite_ordered_numbers(low, high):
+    with pytest.raises(DataError, match="a scale needs"):
+        Scale(low, high)
+
+
+def test_the_dimensions_of_helpsteer2_are_known():
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    assert resolve_scales(names) == dict.fromkeys(names, Scale(0, 4))
+
+
+def test_given_beats_declared_beats_known():
+    declared = {"coherence": Scale(1, 5), "quality": Scale(1, 6)}
+    found = resolve_scales(("coherence", "quality", "verbosity"), declared=declared, given={"quality": Scale(0, 10)})
+    assert found == {"coherence": Scale(1, 5), "quality": Scale(0, 10), "verbosity": Scale(0, 4)}
+
+
+def test_an_undeclared_scale_names_the_objective_and_three_remedies():
+    with pytest.raises(DataError, match="scale of objective 'quality' is not known") as error:
+        resolve_scales(("helpfulness", "quality"))
+    for remedy in ('scales={"quality": Scale(low, high)}', "--scales quality=low:high", '"scales": {"quality"'):
+        assert remedy in str(error.value)
+
+
+def test_scales_from_the_command_line():
+    assert parse_scales(" a=1:6, b=-0.5:4 ,") == {"a": Scale(1, 6), "b": Scale(-0.5, 4)}
+    assert parse_scales("") == {}
+
+
+@pytest.mark.parametrize("text", ["a", "a=1", "a=1-6", "a=x:6", "=1:6", "a=1:6:7"])
+def test_unreadable_command_line_text_is_shown_with_an_example(text):
+    with pytest.raises(DataError, match="cannot read the scale .*write objective=low:high"):
+        parse_scales(text)
+
+
+def test_command_line_scales_must_be_scales_and_unique():
+    with pytest.raises(DataError, match="objective 'a'.*low < high"):
+        parse_scales("a=6:1")
+    with pytest.raises(DataError, match="objective 'a' is given twice"):
+        parse_scales("a=1:6,a=1:5")
+
+
+def test_scales_from_a_configuration_file():
+    assert as_scales({"a": [1, 6]}) == {"a": Scale(1, 6)}
+    with pytest.raises(DataError, match="scale of objective 'a' must be"):
+        as_scales({"a": 6})
+    with pytest.raises(DataError, match="scales must map"):
+        as_scales([1, 6])
+
+
+def test_records_must_agree_on_a_scale():
+    def record(name, high):
+        return PreferenceRecord(name, (), (), f"f:{name}", {"quality": Scale(1, high)})
+
+    assert scales_of([record("1", 6), record("2", 6)]) == {"quality": Scale(1, 6)}
+    with pytest.raises(DataError, match="f:2, record '2' scores 'quality' on 1 to 5, but f:1, record '1' on 1 to 6"):
+        scales_of([record("1", 6), record("2", 5)])
+
+
+@pytest.mark.parametrize(
+    "objectives, message",
+    [
+        ((), r"objectives is empty \(K = 0\)"),
+        (("a", "b", "a"), "objective 'a' is given twice"),
+        ("helpfulness", r"not one string; write \['helpfulness'\]"),
+        (("a", " "), "number 2 is ' '"),
+        (("a", 3), "number 2 is 3"),
+    ],
+)
+def test_objectives_are_distinct_names_and_at_least_one(objectives, message):
+    with pytest.raises(DataError, match=message):
+        check_objectives(objectives)
