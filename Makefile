@@ -14,11 +14,13 @@ STAMP := $(VENV)/installed.stamp
 CONSTRAINTS := requirements/constraints.txt
 # What stands in the checkout wins over what is installed.
 export PYTHONPATH := .:kernels
+# Threads yield while they wait; spinning makes everything many times slower when another process needs a core.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint format bench clean
 .DEFAULT_GOAL := test
 
-$(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "amopo needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing into $(VENV) (once; a few minutes)"
@@ -47,4 +49,5 @@ bench: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f kernels/amopo_kernels/_C*.so
 	find amopo kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

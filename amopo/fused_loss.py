@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from amopo.head import head_logps, vocab_size
 from amopo.padded import check_rows, select_rows, sequence_rows
-from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_stats
-from amopo_kernels.segments import SequenceStats, sequence_stats
+from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_tokens
 
 if TYPE_CHECKING:
     from amopo.packing.layout import TreeLayout
@@ -84,16 +83,18 @@ def fused_loss(
     if layout is not None:
         rows = _packed_rows(hidden, layout, num_objectives, vocab_size(lm_head))
         logps = head_logps(lm_head, rows, layout.row_target, **head_options)
-        stats = _layout_stats(logps, layout)
+        return _loss_of_layout(logps, layout, settings, sample_ids)
     else:
         given = labels if labels is not None else shift_labels
+        if not isinstance(given, Tensor):
+            raise TypeError(f"labels must be a tensor [rows, length], got {type(given).__name__}")
         if hidden.dim() != 3 or tuple(given.shape) != tuple(hidden.shape[:2]):
             raise ValueError(
                 f"hidden must be [rows, length, H] and labels [rows, length], got {tuple(hidden.shape)} and "
                 f"{tuple(given.shape)}"
             )
-        if given.is_floating_point():
-            raise TypeError(f"labels must be integers, got {given.dtype}")
+        if given.dtype not in (torch.int64, torch.int32, torch.int16):
+            raise TypeError(f"labels must be integers (int64, int32 or int16), got {given.dtype}")
         if num_objectives is None:
             raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
         sequences = sequence_rows(hidden.shape[0], num_objectives, order, row_ids)
@@ -104,10 +105,16 @@ def fused_loss(
         if validate:
             _check_values(rows, selected.offsets, sequences)
         logps = head_logps(lm_head, rows, selected.target.to(hidden.device), **head_options)
-        flat = sequence_stats(logps, selected.offsets.to(hidden.device))
-        where = sequences.to(hidden.device)
-        stats = SequenceStats(*(field[where.flatten()].view(where.shape) for field in flat))
-    return loss_from_stats(stats, settings, sample_ids)
+        if validate:
+            _check_logps(logps, selected.offsets, sequences)
+        return loss_from_tokens(
+            logps,
+            selected.offsets.to(hidden.device),
+            sequences.to(hidden.device),
+            (sequences.shape[0], num_objectives),
+            settings,
+            sample_ids,
+        )
 
 
 def loss_from_logps(
@@ -135,9 +142,11 @@ def loss_from_logps(
     if logps.dim() != 1 or logps.shape[0] != layout.row_index.shape[0]:
         expected = layout.row_index.shape[0]
         raise ValueError(f"logps must be [{expected}], one per row of the layout, got {tuple(logps.shape)}")
-    if validate and not bool(torch.isfinite(logps.detach()).all()):
-        raise ValueError(f"log-prob {int((~torch.isfinite(logps)).nonzero()[0])} of the batch is not finite")
-    return loss_from_stats(_layout_stats(logps, layout), settings, sample_ids)
+    if validate:
+        shape = (layout.num_samples, layout.num_objectives, 2)
+        tokens = logps if layout.fan_out is None else logps[layout.fan_out]
+        _check_logps(tokens, layout.offsets, torch.arange(layout.offsets.shape[0] - 1).view(shape))
+    return _loss_of_layout(logps, layout, settings, sample_ids)
 
 
 def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None, vocab: int | None) -> Tensor:
@@ -157,15 +166,30 @@ def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None,
     return hidden.index_select(0, layout.row_index)
 
 
-def _layout_stats(logps: Tensor, layout: TreeLayout) -> SequenceStats:
+def _loss_of_layout(logps: Tensor, layout: TreeLayout, settings: LossSettings, sample_ids: Tensor | None) -> FusedLoss:
     tokens = logps if layout.fan_out is None else logps.index_select(0, layout.fan_out)
-    shape = (layout.num_samples, layout.num_objectives, 2)
-    return SequenceStats(*(field.view(shape) for field in sequence_stats(tokens, layout.offsets)))
+    shape = (layout.num_samples, layout.num_objectives)
+    return loss_from_tokens(tokens, layout.offsets, None, shape, settings, sample_ids)
+
+
+def _place(position: int, offsets: Tensor, sequences: Tensor) -> str:
+    """Sample, objective and side of a response row, in words."""
+    row = int(torch.searchsorted(offsets, position, right=True)) - 1
+    sample, objective, side = (sequences == row).nonzero()[0].tolist()
+    return f"sample {sample}, objective {objective}, {('chosen', 'rejected')[side]} (row {row})"
 
 
 def _check_values(rows: Tensor, offsets: Tensor, sequences: Tensor) -> None:
     bad = (~torch.isfinite(rows.detach()).all(1)).nonzero().flatten()
     if len(bad):
-        row = int(torch.searchsorted(offsets, bad[0].to(offsets.device), right=True)) - 1
-        sample, objective, _ = (sequences == row).nonzero()[0].tolist()
-        raise ValueError(f"sample {sample}, objective {objective} (row {row}): hidden holds NaN or inf")
+        raise ValueError(f"{_place(int(bad[0]), offsets, sequences)}: hidden holds NaN or inf")
+
+
+def _check_logps(logps: Tensor, offsets: Tensor, sequences: Tensor) -> None:
+    bad = (~torch.isfinite(logps.detach())).nonzero().flatten()
+    if len(bad):
+        value = float(logps.detach()[bad[0]])
+        raise ValueError(
+            f"{_place(int(bad[0]), offsets, sequences)}: a log-prob is {value}; its target's logit is -inf, or hidden "
+            "or weight are not finite"
+        )

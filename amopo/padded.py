@@ -34,6 +34,9 @@ def sequence_rows(num_rows: int, num_objectives: int, order: str, row_ids: Tenso
     if isinstance(num_objectives, bool) or not isinstance(num_objectives, int) or num_objectives < 1:
         raise ValueError(f"num_objectives must be a positive integer, got {num_objectives!r}")
     if row_ids is not None:
+        if not isinstance(row_ids, Tensor) or row_ids.dtype not in (torch.int64, torch.int32):
+            kind = getattr(row_ids, "dtype", type(row_ids).__name__)
+            raise TypeError(f"row_ids must be an integer tensor [B, K, 2], got {kind}")
         if row_ids.dim() != 3 or tuple(row_ids.shape[1:]) != (num_objectives, 2):
             raise ValueError(f"row_ids must be [B, K={num_objectives}, 2], got {tuple(row_ids.shape)}")
         if row_ids.numel() != num_rows:

@@ -1,7 +1,8 @@
-"""The loss as a function of per-sequence statistics: weights, objective, reduction over samples, metrics.
+"""The loss as a function of token log-probs: weights, objective, reduction over samples, metrics.
 
-Inputs are `SequenceStats` with fields `[B, K, 2]` (chosen = index 0); all work here is `[B, K]`-sized. This is the one
-copy of the loss's arithmetic; what produces the statistics (fused head, patched model, another library) is above it.
+AMoPO with built-in or given weights is one operator, `amopo_kernels.mobt_op`. Everything else (other objectives, other
+sources of weights, the official preset) is a function of per-sequence statistics `[B, K, 2]`, chosen = index 0. What
+produces the log-probs (fused head, patched model, another library) is above.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch import Tensor
 from amopo import objectives as objective_registry
 from amopo.objectives.official import GAMMA as OFFICIAL_GAMMA
 from amopo.objectives.official import official_losses, official_weights
-from amopo.weights import WeightSource, WeightStats, resolve_weights
+from amopo.weights import BUILT_IN, WeightSource, WeightStats, is_built_in, normalised_weights, resolve_weights
 from amopo_kernels.mobt import margins, pool_probabilities
-from amopo_kernels.segments import SequenceStats
+from amopo_kernels.mobt_op import mobt
+from amopo_kernels.segments import SequenceStats, sequence_stats
 
 Objective = str | Callable[..., Tensor]
 Weights = str | Tensor | WeightSource
@@ -57,11 +59,23 @@ class LossSettings:
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be right, before any work."""
-        if not isinstance(self.beta, (int, float)) or not 0 < self.beta < float("inf"):
+        for name in ("beta", "gamma"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        if not 0 < self.beta < float("inf"):
             raise ValueError(f"beta must be a positive number, got {self.beta!r}")
-        if not isinstance(self.gamma, (int, float)) or not abs(self.gamma) < float("inf"):
+        if not abs(self.gamma) < float("inf"):
             raise ValueError(f"gamma must be a finite number, got {self.gamma!r}")
-        if isinstance(self.normalizer, (int, float)) and not 0 < self.normalizer < float("inf"):
+        for name, optional in (("seed", False), ("step", True)):
+            value = getattr(self, name)
+            if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+        if isinstance(self.normalizer, Tensor):
+            torch._assert_async((self.normalizer > 0).all(), "normalizer must be positive (samples of the step)")
+        elif self.normalizer is not None and not isinstance(self.normalizer, (int, float)):
+            raise TypeError(f"normalizer must be a number or a tensor, got {self.normalizer!r}")
+        elif self.normalizer is not None and not 0 < self.normalizer < float("inf"):
             raise ValueError(f"normalizer must be a positive number (samples of the step), got {self.normalizer!r}")
         if self.pooled not in ("union", "sum"):
             raise ValueError(f"pooled must be 'union' or 'sum', got {self.pooled!r}")
@@ -84,40 +98,104 @@ class LossSettings:
                 )
 
 
-def loss_from_stats(stats: SequenceStats, settings: LossSettings, sample_ids: Tensor | None) -> FusedLoss:
-    """The loss from statistics with fields `[B, K, 2]`; `sample_ids` key the noise."""
-    batch, num_objectives = stats.sum_logp.shape[:2]
-    device = stats.sum_logp.device
-    constants = SequenceStats(*(field.detach() for field in stats))
-    pooled = "sum" if settings.preset == "official" else settings.pooled
-    mu, variance = pool_probabilities(constants.mean_prob, constants.var_prob, constants.length, pooled=pooled)
-    sigma = variance.clamp(min=0.0).sqrt()
-    weight_stats = WeightStats(
-        mu, sigma, constants, _noise_keys(sample_ids, batch, device), settings.seed, _noise_step(settings.step)
-    )
-    if settings.preset == "official":
-        gamma = OFFICIAL_GAMMA
-        weights = official_weights(constants, weight_stats.noise()).detach()
-        losses = official_losses(margins(stats.sum_logp, stats.length, beta=settings.beta, gamma=gamma), weights)
+def loss_from_tokens(
+    logps: Tensor, offsets: Tensor, sequences: Tensor | None, shape: tuple[int, int], settings: LossSettings,
+    sample_ids: Tensor | None,
+) -> FusedLoss:  # fmt: skip
+    """The loss from token log-probs.
+
+    Args:
+        logps: `[N]`, sequence after sequence. offsets: int64 `[S + 1]`. sequences: int64 `[B, K, 2]`, which segment
+            belongs to which (sample, objective, chosen | rejected); None: they stand in that order. shape: (B, K).
+        sample_ids: int64 `[B]`, keys of the noise.
+    """
+    batch, num_objectives = shape
+    device = logps.device
+    keys, step = _noise_keys(sample_ids, batch, device), _noise_step(settings.step)
+    source = _fused_source(settings, shape)
+    if source is not None:
+        name, given = source
+        starts, stops = offsets[:-1], offsets[1:]
+        if sequences is not None:
+            starts, stops = (edges.index_select(0, sequences.flatten()) for edges in (starts, stops))
+        fused = mobt(
+            logps.contiguous(),
+            starts.reshape(batch, num_objectives, 2),
+            stops.reshape(batch, num_objectives, 2),
+            weights=name,
+            given=None if given is None else normalised_weights(given, shape, logps),
+            sample_ids=keys,
+            seed=settings.seed,
+            step=step.to(device, non_blocking=True) if isinstance(step, Tensor) else _filled(step, device),
+            beta=settings.beta,
+            gamma=settings.gamma,
+            pooled=settings.pooled,
+        )
+        losses, weights, sums, lengths, mu, sigma = (
+            fused.losses, fused.weights, fused.sums, fused.lengths, fused.mean, fused.std
+        )  # fmt: skip
     else:
-        gamma = settings.gamma
-        weights = resolve_weights(settings.weights, weight_stats)
-        function = settings.objective if callable(settings.objective) else objective_registry.get(settings.objective)
-        losses = function(stats.sum_logp, stats.length, weights, beta=settings.beta, gamma=gamma)
+        flat = sequence_stats(logps, offsets)
+        if sequences is not None:
+            flat = SequenceStats(*(field.index_select(0, sequences.flatten()) for field in flat))
+        stats = SequenceStats(*(field.view(batch, num_objectives, 2) for field in flat))
+        losses, weights, mu, sigma = _losses_from_stats(stats, settings, keys, step)
+        sums, lengths = stats.sum_logp, stats.length
+    if tuple(losses.shape) != (batch,):
+        raise ValueError(f"the objective must return losses [B={batch}], got shape {tuple(losses.shape)}")
     loss_sum = losses.sum()
     return FusedLoss(
         loss=loss_sum / (batch if settings.normalizer is None else settings.normalizer),
         loss_sum=loss_sum,
         num_samples=batch,
         weights=weights,
-        sum_logps=stats.sum_logp,
-        lengths=constants.length,
-        metrics=_metrics(constants, weights, mu, sigma, settings.beta),
+        sum_logps=sums,
+        lengths=lengths,
+        metrics=_metrics(sums.detach(), lengths, weights, mu, sigma, settings.beta),
     )
+
+
+def _fused_source(settings: LossSettings, shape: tuple[int, int]) -> tuple[str, Tensor | None] | None:
+    """Where the operator `mobt` computes exactly this loss: its name for the weights, and given ones."""
+    amopo_loss = settings.objective == "amopo" and objective_registry.get("amopo") is objective_registry.AMOPO
+    if settings.preset is not None or not amopo_loss:
+        return None
+    if isinstance(settings.weights, Tensor):
+        return "given", settings.weights
+    if isinstance(settings.weights, str) and settings.weights in BUILT_IN and is_built_in(settings.weights):
+        return settings.weights, None
+    return None
+
+
+def _filled(step: int, device: torch.device) -> Tensor:
+    return torch.full((), step & 0xFFFFFFFF, dtype=torch.int64, device=device)
+
+
+def _losses_from_stats(
+    stats: SequenceStats, settings: LossSettings, keys: Tensor, step: int | Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """losses `[B]`, weights, mean, std `[B, K]` for the official preset, other objectives, other sources of weights."""
+    constants = SequenceStats(*(field.detach() for field in stats))
+    pooled = "sum" if settings.preset == "official" else settings.pooled
+    mu, variance = pool_probabilities(constants.mean_prob, constants.var_prob, constants.length, pooled=pooled)
+    sigma = variance.clamp(min=0.0).sqrt()
+    weight_stats = WeightStats(mu, sigma, constants, keys, settings.seed, step)
+    if settings.preset == "official":
+        weights = official_weights(constants, weight_stats.noise()).detach()
+        margin = margins(stats.sum_logp, stats.length, beta=settings.beta, gamma=OFFICIAL_GAMMA)
+        return official_losses(margin, weights), weights, mu, sigma
+    weights = resolve_weights(settings.weights, weight_stats)
+    function = settings.objective if callable(settings.objective) else objective_registry.get(settings.objective)
+    losses = function(stats.sum_logp, stats.length, weights, beta=settings.beta, gamma=settings.gamma)
+    return losses, weights, mu, sigma
 
 
 def _noise_keys(sample_ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
     if sample_ids is not None:
+        if not isinstance(sample_ids, Tensor):
+            raise TypeError(
+                "sample_ids must be an int64 tensor [B]; strings become numbers with amopo.packing.sample_id_to_int64"
+            )
         if tuple(sample_ids.shape) != (batch,) or sample_ids.dtype != torch.int64:
             raise ValueError(f"sample_ids must be int64 [B={batch}], got {sample_ids.dtype} {tuple(sample_ids.shape)}")
         return sample_ids.to(device, non_blocking=True)
@@ -134,9 +212,11 @@ def _noise_step(step: int | None) -> int | Tensor:
     return (draw ^ (draw >> 32)) & 0xFFFFFFFF
 
 
-def _metrics(stats: SequenceStats, weights: Tensor, mu: Tensor, sigma: Tensor, beta: float) -> dict[str, Tensor]:
+def _metrics(
+    sums: Tensor, lengths: Tensor, weights: Tensor, mu: Tensor, sigma: Tensor, beta: float
+) -> dict[str, Tensor]:
     with torch.no_grad():
-        rewards = beta * stats.sum_logp / stats.length
+        rewards = beta * sums / lengths
         margin = rewards[..., 0] - rewards[..., 1]
         entropy = torch.special.entr(weights / weights.sum(-1, keepdim=True)).sum(-1)
         per_sample = {
@@ -144,8 +224,8 @@ def _metrics(stats: SequenceStats, weights: Tensor, mu: Tensor, sigma: Tensor, b
             "rewards/rejected": rewards[..., 1],
             "rewards/margins": margin,
             "rewards/accuracies": (margin > 0).to(margin.dtype),
-            "logps/chosen": stats.sum_logp[..., 0],
-            "logps/rejected": stats.sum_logp[..., 1],
+            "logps/chosen": sums[..., 0],
+            "logps/rejected": sums[..., 1],
             "amopo/alpha": weights,
             "amopo/mu": mu,
             "amopo/sigma": sigma,

@@ -69,17 +69,29 @@ def uniform(stats: WeightStats) -> Tensor:
     return torch.full_like(stats.mean, 1.0 / stats.mean.shape[1])
 
 
+BUILT_IN = {"gaussian": gaussian, "mean": mean, "uniform": uniform}
+
+
+def is_built_in(name: str) -> bool:
+    """Whether `name` still means the source defined here."""
+    return name in BUILT_IN and get(name) is BUILT_IN[name]
+
+
 def resolve_weights(weights: str | Tensor | WeightSource, stats: WeightStats) -> Tensor:
-    """Weights `[B, K]`, detached, finite, not negative, each row summing to 1.
+    """Weights `[B, K]` of a named source, a tensor or a function, normalised as by `normalised_weights`."""
+    source = get(weights) if isinstance(weights, str) else weights
+    given = source(stats) if callable(source) and not isinstance(source, Tensor) else source
+    return normalised_weights(given, tuple(stats.mean.shape), stats.mean)
+
+
+def normalised_weights(given: Tensor, shape: tuple[int, int], like: Tensor) -> Tensor:
+    """Weights `[B, K]` in dtype and on the device of `like`: detached, each row summing to 1.
 
     Raises:
-        ValueError: unknown name or wrong shape.
+        ValueError: no tensor, or of the wrong shape.
         RuntimeError: values that are negative, not finite, or all zero for a sample (on CUDA a device assertion, so
         that the host need not wait).
     """
-    shape = stats.mean.shape
-    source = get(weights) if isinstance(weights, str) else weights
-    given = source(stats) if callable(source) and not isinstance(source, Tensor) else source
     if not isinstance(given, Tensor):
         raise ValueError(
             "weights must be a name, a tensor [K] or [B, K], or a function (WeightStats) -> tensor; "
@@ -87,7 +99,7 @@ def resolve_weights(weights: str | Tensor | WeightSource, stats: WeightStats) ->
         )
     if given.dim() not in (1, 2) or given.shape[-1] != shape[1] or (given.dim() == 2 and given.shape[0] != shape[0]):
         raise ValueError(f"weights must be [K={shape[1]}] or [B={shape[0]}, K={shape[1]}], got {tuple(given.shape)}")
-    given = given.detach().to(device=stats.mean.device, dtype=stats.mean.dtype).expand(shape)
+    given = given.detach().to(device=like.device, dtype=like.dtype).expand(shape)
     total = given.sum(-1, keepdim=True)
     # NaN and inf fail the comparisons: a finite positive total of non-negative numbers has only finite terms.
     valid = (given >= 0).all() & (total > 0).all() & torch.isfinite(total).all()

@@ -364,6 +364,15 @@ BAD = [
     (lambda b: call(b, preset="official", weights="mean"), ValueError, "fixes weights"),
     (lambda b: call(b, normalizer=0), ValueError, "normalizer must be a positive number"),
     (lambda b: call(b, sample_ids=torch.arange(2)), ValueError, r"sample_ids must be int64 \[B=3\]"),
+    (lambda b: call(b, sample_ids=["a", "b", "c"]), TypeError, "sample_ids must be an int64 tensor"),
+    (lambda b: call(b, step=1.5), TypeError, "step must be an integer"),
+    (lambda b: call(b, seed=None), TypeError, "seed must be an integer"),
+    (lambda b: call(b, beta="1"), TypeError, "beta must be a number, got '1'"),
+    (lambda b: call(b, beta=True), TypeError, "beta must be a number, got True"),
+    (lambda b: call(b, normalizer="4"), TypeError, "normalizer must be a number or a tensor"),
+    (lambda b: call(b, normalizer=torch.tensor(-2.0)), RuntimeError, "normalizer must be positive"),
+    (lambda b: call(b, objective=lambda s, n, w, **_: s.sum()), ValueError, r"must return losses \[B=3\]"),
+    (lambda b: call(b, row_ids=torch.zeros(3, 4, 2)), TypeError, "row_ids must be an integer tensor"),
     (lambda b: call(b, shift_labels=b.labels), ValueError, "exactly one of labels"),
     (lambda b: call(b, row_ids=torch.zeros(3, 4, 2, dtype=torch.int64)), ValueError, "exactly once"),
     (lambda b: call(b, budget=10), ValueError, "too small for one row"),
@@ -398,6 +407,8 @@ def test_shape_mismatch_is_named():
     batch = Batch()
     with pytest.raises(ValueError, match=r"labels \[rows, length\], got \(24, 14, 12\) and \(24, 13\)"):
         amopo.fused_loss(batch.hidden, batch.head, batch.labels[:, 1:], num_objectives=4)
+    with pytest.raises(TypeError, match="labels must be integers.*torch.bool"):
+        amopo.fused_loss(batch.hidden, batch.head, batch.labels > 0, num_objectives=4)
     with pytest.raises(TypeError, match="labels must be integers"):
         amopo.fused_loss(batch.hidden, batch.head, batch.labels.float(), num_objectives=4)
 
@@ -409,7 +420,7 @@ def test_nan_in_hidden_is_found_and_named_with_validate(value):
     poison(batch.hidden, value)
     with pytest.raises(RuntimeError, match="hidden holds NaN or inf"):
         call(batch)
-    with pytest.raises(ValueError, match=r"sample 0, objective 2 \(row 5\): hidden holds NaN or inf"):
+    with pytest.raises(ValueError, match=r"sample 0, objective 2, rejected \(row 5\): hidden holds NaN or inf"):
         call(batch, validate=True)
 
 
@@ -419,3 +430,12 @@ def test_nan_in_the_head_is_found():
         batch.head.weight[3, 1] = float("nan")
     with pytest.raises(RuntimeError, match="weight or bias holds NaN or inf"):
         call(batch)
+
+
+def test_a_target_of_probability_zero_is_named_with_validate():
+    batch = Batch()
+    batch.head = torch.nn.Linear(HIDDEN, VOCAB).double()
+    with torch.no_grad():
+        batch.head.bias[int(batch.labels[6][batch.labels[6] >= 0][-1])] = -torch.inf
+    with pytest.raises(ValueError, match=r"sample \d, objective \d, \w+ \(row \d+\): a log-prob is -inf"):
+        call(batch, validate=True)

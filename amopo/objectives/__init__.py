@@ -17,6 +17,7 @@ from amopo.registry import Registry
 
 Objective = Callable[..., Tensor]
 
+AMOPO = amopo  # the function behind "amopo", unless someone replaces it
 _REGISTRY: Registry[Objective] = Registry("objective")
 _REGISTRY.register("amopo", amopo)
 _REGISTRY.register("simpo", simpo)

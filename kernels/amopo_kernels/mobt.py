@@ -1,4 +1,4 @@
-"""Multi-Objective Bradley-Terry: a weighted sum of K log-sigmoid terms per sample.
+"""Multi-Objective Bradley-Terry in eager form: a weighted sum of K log-sigmoid terms per sample.
 
 Inputs are per-sequence statistics `[B, K, 2]` (chosen = index 0), outputs per-sample losses `[B]`. Everything is
 `[B, K]`-sized, so this eager form costs microseconds; the gradient with respect to a sequence's log-prob sum is one
@@ -12,6 +12,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from amopo_kernels.philox import gaussian_noise
+from amopo_kernels.segments import segment_moments
 
 POOLING = ("union", "sum")
 
@@ -51,3 +54,36 @@ def margins(sum_logps: Tensor, lengths: Tensor, *, beta: float, gamma: float = 0
 def bradley_terry_losses(margin: Tensor, weights: Tensor) -> Tensor:
     """Per-sample `sum_k weights_k * softplus(-margin_k)`; `[B, K] -> [B]`. Weights are constants of the gradient."""
     return torch.sum(weights.detach() * F.softplus(-margin), dim=-1)
+
+
+def mobt_eager(
+    logps: Tensor,
+    starts: Tensor,
+    stops: Tensor,
+    *,
+    weights: str,
+    given: Tensor | None,
+    sample_ids: Tensor,
+    seed: int,
+    step: Tensor,
+    beta: float,
+    gamma: float,
+    pooled: str,
+) -> tuple[Tensor, ...]:
+    """The whole objective in plain PyTorch; see `mobt_op.mobt` for arguments and results."""
+    shape = starts.shape
+    stats = [field.view(shape) for field in segment_moments(logps, starts.flatten(), stops.flatten())]
+    sums, lengths, means, variances = stats
+    mean, variance = pool_probabilities(means, variances, lengths, pooled=pooled)
+    std = variance.clamp(min=0.0).sqrt()
+    if weights == "given":
+        alpha = given.to(mean.dtype, copy=True)
+    elif weights == "uniform":
+        alpha = torch.full_like(mean, 1.0 / shape[1])
+    else:
+        noise = gaussian_noise(sample_ids, shape[1], seed=seed, step=step)[..., 0] if weights == "gaussian" else 0.0
+        alpha = torch.softmax((mean.double() + std.double() * noise).to(mean.dtype), dim=-1)
+    margin = margins(sums, lengths, beta=beta, gamma=gamma)
+    slope = alpha * beta * torch.sigmoid(-margin)
+    coefficients = torch.stack([-slope / lengths[..., 0], slope / lengths[..., 1]], dim=-1)
+    return bradley_terry_losses(margin, alpha), alpha, coefficients, sums, lengths, mean, std

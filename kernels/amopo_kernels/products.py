@@ -69,19 +69,27 @@ class Products:
                 for tile in column_tiles(weight.shape[0], cast_cols):
                     torch.mm(rows32, weight[tile].to(torch.float32).t(), out=out[:, tile])
 
-    def times_weight(self, g: Tensor, weight: Tensor, *, out: Tensor, cast_cols: int) -> None:
-        """`out[C, H] = g[C, V] @ weight[V, H]`, accumulated in fp32 or better and rounded once to `out.dtype`."""
+    @property
+    def exact_half(self) -> bool:
+        """fp16 operands: their products need an fp32 result, since G is stored as 2^12 times softmax."""
+        return self.operand == torch.float16
+
+    def times_weight(self, g: Tensor, weight: Tensor, *, out: Tensor, cast_cols: int, scale: float = 1.0) -> None:
+        """`out[C, H] = scale * g[C, V] @ weight[V, H]`, accumulated in fp32 or better, rounded once to `out.dtype`."""
         if self.policy != "upcast":
-            torch.mm(g, weight, out=out)
+            torch.addmm(out, g, weight, beta=0.0, alpha=scale, out=out)
             return
         with _half_units(self.compute):
             total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
             for tile in column_tiles(weight.shape[0], cast_cols):
                 total.addmm_(g[:, tile], weight[tile].to(torch.float32))
-            out.copy_(total)
+            out.copy_(total if scale == 1.0 else total.mul_(scale))
 
-    def transposed_times(self, g: Tensor, x: Tensor, *, out: Tensor) -> None:
-        """`out[V', H] = g[N, V'].T @ x[N, H]`, rounded once to `out.dtype`; operands in `self.operand`."""
+    def transposed_times(self, g: Tensor, x: Tensor, *, out: Tensor, scale: Tensor | None = None) -> None:
+        """`out[V', H] = scale * g[N, V'].T @ x[N, H]`, rounded once to `out.dtype`; operands in `self.operand`."""
+        if scale is not None:
+            out.copy_(fp32_product(g.t(), x).mul_(scale))
+            return
         if out.dtype == self.operand and out.is_contiguous():
             torch.mm(g.t(), x, out=out)
             return
@@ -111,6 +119,13 @@ def choose_products(dtype: torch.dtype, device: torch.device, logits_dtype: torc
     if logits_dtype == torch.float32:
         raise ValueError(f"logits_dtype=torch.float32 is not available on {device.type}; leave it None")
     return Products("native", dtype, dtype)
+
+
+def fp32_product(a: Tensor, b: Tensor) -> Tensor:
+    """Product of half-precision matrices with an fp32 result."""
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.to(torch.float32), b.to(torch.float32))
 
 
 def column_tiles(columns: int, width: int) -> Iterator[slice]:

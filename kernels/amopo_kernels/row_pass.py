@@ -117,7 +117,9 @@ def _row_block(
     exp_target = torch.exp(z_target - reference)
     mass = exponentials.scatter_(1, target, 0.0).sum(1, keepdim=True)
     total = exp_target + mass
-    logp.copy_(torch.where(clamped, (z_target - reference) - torch.log(total), -torch.log1p(mass))[:, 0])
+    # times e_y, which is 1, or NaN where the target's logit is +inf, as log_softmax has it
+    plain = -torch.log1p(mass) * exp_target
+    logp.copy_(torch.where(clamped, (z_target - reference) - torch.log(total), plain)[:, 0])
     for field, value in zip(state, (reference, mass, total.reciprocal()), strict=True):
         field.copy_(value[:, 0])
     if out is None:

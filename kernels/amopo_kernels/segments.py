@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amopo_kernels import backend
+
 
 class SequenceStats(NamedTuple):
     """Per sequence, each `[S]`: sum of log-probs (differentiable), tokens, mean and variance of token probabilities."""
@@ -26,9 +28,84 @@ class SequenceStats(NamedTuple):
     var_prob: Tensor
 
 
+def segment_moments(logps: Tensor, starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum, length, mean and population variance of `logps[start:stop]` per segment, in plain PyTorch.
+
+    Segments do not overlap. `starts` and `stops` are int64 `[S]`, in any order. Results are `[S]`, in that order.
+    """
+    # segment_reduce wants ascending, adjoining segments: the gaps between them become segments of their own.
+    rows = logps.shape[0]
+    if starts.shape[0] == 0:
+        return tuple(logps.new_empty(0) for _ in range(4))
+    order = (starts * (rows + 1) + stops).argsort()
+    edges = torch.stack([starts[order], stops[order]], 1).flatten()
+    edges = torch.cat([edges.new_zeros(1), edges, edges.new_full((1,), rows)])
+    lengths = edges[1:] - edges[:-1]
+    values = logps.detach().to(torch.float64)
+    probs = values.exp()
+    divisor = lengths.clamp(min=1).to(torch.float64)
+    mean = _segment_sum(probs, edges) / divisor
+    centred = probs - torch.repeat_interleave(mean, lengths, output_size=rows)
+    variance = _segment_sum(centred.square(), edges) / divisor
+    place = torch.empty_like(order)
+    place[order] = torch.arange(1, 2 * order.shape[0], 2, device=order.device)
+    columns = (_segment_sum(values, edges), lengths.to(torch.float64), mean, variance)
+    return tuple(column[place].to(logps.dtype) for column in columns)
+
+
 def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     # segment_reduce is deterministic on every device, unlike index_add with its atomics on CUDA.
     return torch.segment_reduce(values, "sum", offsets=offsets, initial=0)
+
+
+@torch.library.custom_op("amopo::expand_segments", mutates_args=())
+def expand_segments(values: Tensor, starts: Tensor, stops: Tensor, length: int) -> Tensor:
+    """`[length]`: each token gets the value of its segment, 0 where it has none. The backward of a segment sum."""
+    module = backend.module_for("sequence_stats", values)
+    if hasattr(module, "expand_segments"):
+        return module.expand_segments(values, starts, stops, length)
+    # The segment's number where it starts, its negative where it stops, then a running sum: exact, in integers.
+    marks = torch.zeros(length + 1, dtype=torch.int64, device=values.device)
+    number = torch.arange(1, starts.numel() + 1, device=values.device)
+    marks.index_add_(0, starts.flatten(), number).index_add_(0, stops.flatten(), -number)
+    owner = marks.cumsum(0)[:-1]
+    return torch.cat([values.new_zeros(1), values.flatten()]).index_select(0, owner)
+
+
+@expand_segments.register_fake
+def _(values, starts, stops, length):
+    return values.new_empty(length)
+
+
+@torch.library.custom_op("amopo::sequence_stats", mutates_args=())
+def _sequence_stats_op(logps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    module = backend.module_for("sequence_stats", logps)
+    if module is not None:
+        return module.sequence_stats(logps, offsets)
+    return segment_moments(logps, offsets[:-1], offsets[1:])
+
+
+@_sequence_stats_op.register_fake
+def _(logps, offsets):
+    return tuple(logps.new_empty(offsets.shape[0] - 1) for _ in range(4))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    logps, offsets = inputs
+    ctx.save_for_backward(offsets)
+    ctx.length = logps.shape[0]
+
+
+def _backward(ctx, grad_sums, *_):
+    (offsets,) = ctx.saved_tensors
+    if grad_sums is None:
+        return None, None
+    return expand_segments(grad_sums.contiguous(), offsets[:-1], offsets[1:], ctx.length), None
+
+
+_sequence_stats_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def sequence_stats(logps: Tensor, offsets: Tensor) -> SequenceStats:
@@ -50,16 +127,4 @@ def sequence_stats(logps: Tensor, offsets: Tensor) -> SequenceStats:
         )
     if offsets.device != logps.device:
         raise ValueError(f"sequence_stats: logps is on {logps.device} and offsets on {offsets.device}; move one")
-    offsets = offsets.to(torch.int64)
-    lengths = offsets[1:] - offsets[:-1]
-    counts = lengths.to(torch.float64)
-    divisor = counts.clamp(min=1.0)
-
-    sum_logp = _segment_sum(logps.to(torch.float64), offsets)
-    with torch.no_grad():
-        probs = logps.detach().to(torch.float64).exp()
-        mean = _segment_sum(probs, offsets) / divisor
-        centred = probs - torch.repeat_interleave(mean, lengths, output_size=logps.shape[0])
-        variance = _segment_sum(centred.square(), offsets) / divisor
-    dtype = logps.dtype
-    return SequenceStats(sum_logp.to(dtype), counts.to(dtype), mean.to(dtype), variance.to(dtype))
+    return SequenceStats(*_sequence_stats_op(logps.contiguous(), offsets.to(torch.int64)))

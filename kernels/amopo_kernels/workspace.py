@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from amopo_kernels.checks import check_budget
 from amopo_kernels.products import Products, choose_products
 
 GIB = 1 << 30
@@ -80,8 +81,7 @@ def plan_workspace(
     rows, hidden, vocab = shape
     if budget is None:
         budget = default_budget(hidden, vocab, frozen_head=not need_weight_grad)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0:
-        raise ValueError(f"budget must be a positive number of bytes, got {budget!r}")
+    check_budget(budget)
 
     g, l, acc = products.compute.itemsize, products.logits.itemsize, products.accumulate.itemsize
     upcast, mixed = products.policy == "upcast", products.policy == "mixed"
@@ -93,6 +93,8 @@ def plan_workspace(
     # A backward column: its G in product dtype, recomputed logits beside it, copies of weight and dW columns.
     operand = products.operand.itemsize
     tile_col = rows * operand + (rows * l if mixed else 0) + (2 * hidden * 4 if upcast else hidden * g)
+    if products.exact_half:  # fp32 result of the product, and on a CPU fp32 copies of its operands
+        tile_col += hidden * 4 + rows * 4
 
     def fixed(block_rows: int, cast_cols: int) -> tuple[int, int]:
         return weight_copy + (cast_cols * hidden * 4 if upcast else 0), block_rows * vocab * acc * temporaries
@@ -126,7 +128,8 @@ def plan_workspace(
         kept_row = vocab * g
         # In the native policy kept rows are their own logits chunk: the product writes where G will stay.
         chunk_rows = 0 if products.policy == "native" else max(1, min(max_chunk, room // 4 // chunk_row))
-        tile_needed = 0 if products.policy != "upcast" and not cast_weight else tile_col
+        in_one_product = not (upcast or cast_weight or products.exact_half)
+        tile_needed = 0 if in_one_product else tile_col
         keeps_all = (
             rows * kept_row + chunk_rows * chunk_row <= room
             and weight_copy + rows * kept_row + block_bytes + tile_needed <= budget
@@ -139,7 +142,7 @@ def plan_workspace(
             spare = min(room - chunk_rows * chunk_row, budget - weight_copy - block_bytes - tile_reserve)
             kept = min(rows, max(0, spare // kept_row))
         tile_room = budget - weight_copy - block_bytes - kept * kept_row
-        whole = kept == rows and not upcast and not cast_weight
+        whole = kept == rows and in_one_product
         tile_cols = vocab if whole else max(1, min(vocab, _round_down(tile_room // tile_col, 64)))
         forward = cast_bytes + block_bytes + kept * kept_row + chunk_rows * chunk_row
         backward = weight_copy + kept * kept_row + (0 if whole else block_bytes + tile_cols * tile_col)

@@ -30,7 +30,7 @@ def test_variance_of_confident_tokens_does_not_cancel():
     logps = probs.log().float()
     stats = sequence_stats(logps, cut([400]))
     exact = reference.sequence_stats(logps.double(), cut([400]))[3]
-    assert abs(float(stats.var_prob) - float(exact)) < 1e-3 * float(exact)
+    assert abs(float(stats.var_prob) - float(exact)) < 5e-3 * float(exact)
     naive = float((logps.exp() ** 2).mean() - logps.exp().mean() ** 2)
     assert abs(naive - float(exact)) > 0.5 * float(exact)  # the trap is real
 

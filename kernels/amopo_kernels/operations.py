@@ -1,0 +1,129 @@
+"""One schema per element-wise operation, which the eager form, the C++ form and the compiler share.
+
+`torch.ops.amopo.<name>` for row_pass, row_pass_, tile_pass, tile_pass_, segment_moments and mobt_forward. Eager PyTorch
+is registered for every device; where the C++ extension is loaded it takes over on the CPU (all but fp64). A name with a
+trailing underscore writes G over the logits. No operation here carries a gradient: their callers do.
+
+    row_pass         numerics of `row_pass.py`: logits [C, V] -> logp, reference, mass, factor [C]; G -> out (optional)
+    tile_pass        G of a vocabulary tile from a row's reference, mass and factor
+    segment_moments  logps [N], starts, stops -> sum, length, mean and variance of probabilities per segment
+    mobt_forward     logps [N], starts, stops [B, K, 2] -> losses [B], weights [B, K], coefficients, sums,
+                     lengths [B, K, 2], mean, std [B, K]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amopo_kernels import row_pass as rows
+from amopo_kernels.mobt import mobt_eager
+from amopo_kernels.segments import segment_moments
+
+_BLOCK_BYTES = 8 << 20
+
+_HEAD = "Tensor targets, Tensor? bias, float? scale, float? softcap, bool half_range"
+_FILLED = "Tensor(b!) logp, Tensor(c!) reference, Tensor(d!) mass, Tensor(e!) factor"
+_KNOWN = "Tensor reference, Tensor mass, Tensor factor"
+SCHEMAS = (
+    f"row_pass(Tensor logits, {_HEAD}, {_FILLED}, Tensor(f!)? out) -> ()",
+    f"row_pass_(Tensor(a!) logits, {_HEAD}, {_FILLED}) -> ()",
+    f"tile_pass(Tensor logits, {_HEAD}, {_KNOWN}, Tensor(f!) out) -> ()",
+    f"tile_pass_(Tensor(a!) logits, {_HEAD}, {_KNOWN}) -> ()",
+    "segment_moments(Tensor logps, Tensor starts, Tensor stops) -> (Tensor, Tensor, Tensor, Tensor)",
+    "mobt_forward(Tensor logps, Tensor starts, Tensor stops, str weights, Tensor? given, Tensor sample_ids, int seed, "
+    "Tensor step, float beta, float gamma, str pooled) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+_LIBRARY = torch.library.Library("amopo", "FRAGMENT")
+for _schema in SCHEMAS:
+    _LIBRARY.define(_schema)
+
+
+def _block_rows(logits: Tensor) -> int:
+    return max(1, _BLOCK_BYTES // (4 * max(1, logits.shape[1])))
+
+
+def _row_pass(logits, targets, bias, scale, softcap, half_range, logp, reference, mass, factor, out) -> None:
+    # The eager form works in place on logits of its own dtype; this schema promises not to.
+    work = logits.clone() if logits.dtype == logp.dtype else logits
+    _eager_rows(work, targets, bias, scale, softcap, half_range, logp, reference, mass, factor, out)
+
+
+def _row_pass_(logits, targets, bias, scale, softcap, half_range, logp, reference, mass, factor) -> None:
+    _eager_rows(logits, targets, bias, scale, softcap, half_range, logp, reference, mass, factor, logits)
+
+
+def _eager_rows(logits, targets, bias, scale, softcap, half_range, logp, reference, mass, factor, out) -> None:
+    rows.row_pass(
+        logits,
+        targets,
+        bias,
+        rows.Transform(scale, softcap),
+        logp=logp,
+        state=rows.RowState(reference, mass, factor),
+        out=out,
+        half_range=half_range,
+        block_rows=_block_rows(logits),
+    )
+
+
+def _tile_pass(logits, targets, bias, scale, softcap, half_range, reference, mass, factor, out) -> None:
+    work = logits.clone() if logits.dtype == mass.dtype else logits
+    _eager_tile(work, targets, bias, scale, softcap, half_range, reference, mass, factor, out)
+
+
+def _tile_pass_(logits, targets, bias, scale, softcap, half_range, reference, mass, factor) -> None:
+    _eager_tile(logits, targets, bias, scale, softcap, half_range, reference, mass, factor, logits)
+
+
+def _eager_tile(logits, targets, bias, scale, softcap, half_range, reference, mass, factor, out) -> None:
+    rows.tile_pass(
+        logits,
+        targets,
+        bias,
+        rows.Transform(scale, softcap),
+        state=rows.RowState(reference, mass, factor),
+        out=out,
+        half_range=half_range,
+        block_rows=_block_rows(logits),
+    )
+
+
+def _mobt_forward(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled):
+    return mobt_eager(
+        logps, starts, stops, weights=weights, given=given, sample_ids=sample_ids, seed=seed, step=step,
+        beta=beta, gamma=gamma, pooled=pooled,
+    )  # fmt: skip
+
+
+EAGER = {
+    "row_pass": _row_pass,
+    "row_pass_": _row_pass_,
+    "tile_pass": _tile_pass,
+    "tile_pass_": _tile_pass_,
+    "segment_moments": segment_moments,
+    "mobt_forward": _mobt_forward,
+}
+for _name, _eager in EAGER.items():
+    _LIBRARY.impl(_name, _eager, "CompositeExplicitAutograd")
+
+
+def _writes_only(*_arguments) -> None:
+    return None
+
+
+for _name in ("row_pass", "row_pass_", "tile_pass", "tile_pass_"):
+    torch.library.register_fake(f"amopo::{_name}", _writes_only, lib=_LIBRARY)
+
+
+@torch.library.register_fake("amopo::segment_moments", lib=_LIBRARY)
+def _fake_moments(logps, starts, stops):
+    return tuple(logps.new_empty(starts.shape) for _ in range(4))
+
+
+@torch.library.register_fake("amopo::mobt_forward", lib=_LIBRARY)
+def _fake_mobt(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled):
+    samples, objectives, _ = starts.shape
+    pair, single = (samples, objectives, 2), (samples, objectives)
+    return tuple(logps.new_empty(shape) for shape in ((samples,), single, pair, pair, pair, single, single))

@@ -1,0 +1,1 @@
+"""Triton kernels, one file per operation; `launch` holds their configurations and the functions that start them."""
