@@ -161,5 +161,13 @@ def _check_module(module: nn.Module) -> None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         raise TypeError(f"lm_head is a {type(module).__name__} without a weight tensor; a linear layer is needed")
+    # By class, not by instance: accelerate and others set a forward on the instance, which calls the class's. FSDP2
+    # makes a subclass at run time, so it is the class that defines forward that counts.
+    definer = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
+    if definer not in (nn.Linear, nn.Embedding):
+        raise TypeError(
+            f"lm_head is a {type(module).__name__} with a forward of its own ({definer.__name__}.forward), which the "
+            "fused loss would skip; a plain nn.Linear is needed"
+        )
     if not weight.is_floating_point():
         raise TypeError(f"lm_head.weight is {weight.dtype}: quantised heads are not supported; keep the head in bf16")

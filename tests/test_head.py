@@ -133,3 +133,29 @@ def test_models_and_heads_that_cannot_be_right_are_refused():
     head.weight = nn.Parameter(torch.zeros(0))
     with pytest.raises(ValueError, match="weight must have 2 dimension|ZeRO-3"):
         head_logps(head, rows, targets)
+
+
+def test_a_head_with_a_forward_of_its_own_is_refused():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(TypeError, match=r"Scaled with a forward of its own \(Scaled.forward\)"):
+        head_logps(Scaled(16, 40), *rows_and_targets())
+    with pytest.raises(TypeError, match="forward of its own"):
+        # as FSDP2 wraps a class: a subclass made at run time
+        head = Scaled(16, 40)
+        head.__class__ = type("FSDPScaled", (Scaled,), {})
+        head_logps(head, *rows_and_targets())
+
+
+def test_wrapped_plain_heads_are_fine():
+    rows, targets = rows_and_targets()
+    head = nn.Linear(16, 40)
+    expected = head_logps(head, rows, targets)
+    plain = head.forward
+    head.forward = lambda x: plain(x)  # as accelerate does
+    assert head_logps(head, rows, targets).equal(expected)
+    del head.forward
+    head.__class__ = type("FSDPLinear", (nn.Linear,), {"unshard": lambda self: None})
+    assert head_logps(head, rows, targets).equal(expected)

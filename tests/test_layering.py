@@ -236,3 +236,58 @@ else:
 
 def test_a_submodule_does_not_take_the_name_of_its_function():
     run_python("import amopo.fused_loss, amopo, types; assert not isinstance(amopo.fused_loss, types.ModuleType)")
+
+
+def calls_of(module: str, tree: ast.AST) -> list[ast.Attribute]:
+    """Every `module.name` in a source, however the result is used."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == module
+    ]
+
+
+def unsafe_loads(source: str) -> list[str]:
+    """What in a source could run code that stands in a data file."""
+    tree = ast.parse(source)
+    found = [f"yaml.{node.attr}" for node in calls_of("yaml", tree) if node.attr not in ("safe_load", "YAMLError")]
+    safe = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("yaml", "pickle", "dill"):
+            found.append(f"from {node.module} import")
+        elif isinstance(node, ast.ImportFrom) and node.module == "torch":
+            found += ["from torch import load" for alias in node.names if alias.name == "load"]
+        elif isinstance(node, ast.Import):
+            found += [f"import {a.name}" for a in node.names if a.name in ("pickle", "dill")]
+            found += [f"import {a.name} as {a.asname}" for a in node.names if a.name in ("yaml", "torch") and a.asname]
+        elif isinstance(node, ast.Call):
+            only = [k.value for k in node.keywords if k.arg == "weights_only"]
+            if len(only) == 1 and isinstance(only[0], ast.Constant) and only[0].value is True:
+                safe.add(id(node.func))
+    found += ["torch.load" for node in calls_of("torch", tree) if node.attr == "load" and id(node) not in safe]
+    return found
+
+
+def test_nothing_that_is_read_can_run_code():
+    wrong = {name: found for name, path in MODULES.items() if (found := unsafe_loads(path.read_text(encoding="utf-8")))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "yaml.load(text)",
+        "read = yaml.full_load",
+        "from yaml import load",
+        "import yaml as y",
+        "import pickle",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "read = torch.load",
+        "from torch import load",
+    ],
+)
+def test_unsafe_loads_are_seen(source):
+    assert unsafe_loads(source)
+    assert not unsafe_loads("yaml.safe_load(text); torch.load(path, weights_only=True)")

@@ -3,10 +3,10 @@
     build_pairs(records, objectives=[...], weights=None, strategy="best_worst") -> (list[Pair], PairReport)
 
 A response's utility is the weighted mean of its scores, each normalised by its scale to 0..1. The larger utility is
-chosen, for all objectives alike (one overall winner). Equal utilities and equal texts make no pair; the report counts
-them, and the conflicts. `strategy="best_worst"`: at most one pair per record, the one with the largest difference.
-`"all"`: every pair of responses. `strict=True`: a record without any pair raises DataError that names it. No pair at
-all raises always.
+chosen, for all objectives alike (one overall winner). Equal utilities make no pair, nor do texts that are equal but for
+space around them; the report counts them, and the conflicts. `strategy="best_worst"`: at most one pair per record, the
+one with the largest difference. `"all"`: every pair of responses. `strict=True`: a record without any pair raises
+DataError that names it. No pair at all raises always.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _compare(record: PreferenceRecord, utilities: Sequence[float]) -> _Compared:
     decided, ties, identical = [], 0, 0
     for i, j in combinations(range(len(utilities)), 2):
         difference = utilities[i] - utilities[j]
-        if record.responses[i].text == record.responses[j].text:
+        if record.responses[i].text.strip() == record.responses[j].text.strip():
             identical += 1
         elif abs(difference) <= TIE:
             ties += 1

@@ -64,13 +64,14 @@ def read_records(
     records, line_of_id = [], {}
     for raw in raw_records:
         record = _build(raw, objectives, given, path)
-        if record.id in line_of_id:
+        # As text: 1 and "1" would name the same sample in reports and in the ids of pairs.
+        if str(record.id) in line_of_id:
             raise DataError(
-                f"the id {record.id!r} stands on line {line_of_id[record.id]} already; ids must be unique",
+                f"the id {record.id!r} stands on line {line_of_id[str(record.id)]} already; ids must be unique",
                 file=path,
                 line=raw.line,
             )
-        line_of_id[record.id] = raw.line
+        line_of_id[str(record.id)] = raw.line
         records.append(record)
     return records
 

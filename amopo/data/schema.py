@@ -60,7 +60,7 @@ class Scale:
         return (score - self.low) / (self.high - self.low)
 
     def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}"
+        return f"{show_number(self.low)} to {show_number(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,12 @@ class Pair:
     prompt: tuple[Message, ...]
     chosen: Response
     rejected: Response
+
+
+def show_number(value: float) -> str:
+    """At most two decimals, none where there are none: 4.0 is "4"; no exponent, no minus before a zero."""
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
 
 
 def is_finite_number(value: object) -> bool:

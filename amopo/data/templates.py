@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from amopo.data.descriptions import describe, display_name
-from amopo.data.schema import Message, Scale, is_finite_number
+from amopo.data.schema import Message, Scale, is_finite_number, show_number
 from amopo.registry import Registry
 
 SEPARATOR = "\n\n"
@@ -69,26 +69,21 @@ class Template:
         return copies
 
 
-def show_score(score: float) -> str:
-    """At most two decimals, none where there are none: 4.0 is "4"."""
-    return f"{round(score, 2):g}"
-
-
 def _write_rubric(objective: str, score: float | None, scale: Scale) -> str:
     name, description = display_name(objective), describe(objective)
-    low, high = show_score(scale.low), show_score(scale.high)
+    low, high = show_number(scale.low), show_number(scale.high)
     text = (
         f"This request is about {name}: {description.meaning}. "
         f"An answer is rated from {low} ({description.low}) to {high} ({description.high})."
     )
     if score is None:
         return text
-    return f"{text} Give an answer that would be rated {show_score(score)} for {name}."
+    return f"{text} Give an answer that would be rated {show_number(score)} for {name}."
 
 
 def _write_brief(objective: str, score: float | None, scale: Scale) -> str:
     name = display_name(objective)
-    return name if score is None else f"{name} {show_score(score)}/{show_score(scale.high)}"
+    return name if score is None else f"{name} {show_number(score)}/{show_number(scale.high)}"
 
 
 _templates: Registry[Template] = Registry("template")

@@ -68,20 +68,32 @@ def tokenize_pairs(
     _check_length("max_prompt_length", max_prompt_length)
     _check_length("max_response_length", max_response_length)
     samples: list[TokenizedSample] = []
+    seen: set[str] = set()
     prompts_cut = chosen_cut = rejected_cut = 0
     for pair in pairs:
         if missing := [name for name in objectives if name not in pair.chosen.scores]:
             raise DataError(f"sample {pair.id!r}: the chosen response has no score for objective {missing[0]!r}")
-        chosen, rejected = chat.response(pair.chosen.text), chat.response(pair.rejected.text)
+        name = f"sample {pair.id!r}"
+        if str(pair.id) in seen:
+            raise DataError(f"{name}: another pair has this id; the weights' noise is keyed by it, so ids must differ")
+        seen.add(str(pair.id))
+        try:
+            chosen, rejected = chat.response(pair.chosen.text), chat.response(pair.rejected.text)
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
         short_chosen, short_rejected = chosen[:max_response_length], rejected[:max_response_length]
         if short_chosen == short_rejected:
             continue
 
-        def encode(messages: Sequence[Message], pair: Pair = pair) -> list[list[int]]:
-            shown = {name: pair.chosen.scores[name] for name in objectives}
-            return chat.encode([chat.prompt_text(m) for m in _render(messages, template, shown, scales)])
+        shown = {objective: pair.chosen.scores[objective] for objective in objectives}
 
-        prompt = fit_prompt(pair.prompt, encode, limit=max_prompt_length, name=f"sample {pair.id!r}")
+        def encode(messages: Sequence[Message], name: str = name, shown: dict[str, float] = shown) -> list[list[int]]:
+            try:
+                return chat.encode([chat.prompt_text(m) for m in _render(messages, template, shown, scales)])
+            except ValueError as error:
+                raise DataError(f"{name}: {error}") from error
+
+        prompt = fit_prompt(pair.prompt, encode, limit=max_prompt_length, name=name)
         prompts_cut += prompt.cut
         chosen_cut += len(short_chosen) < len(chosen)
         rejected_cut += len(short_rejected) < len(rejected)
@@ -121,12 +133,16 @@ def render_prompts(
         raise ValueError(f"an objective cannot be called {PLAIN!r} here: that is the prompt without a template")
     best = {name: scales[name].high for name in objectives}
 
+    name = f"prompt {messages[-1]['content']!r:.60}"
+
     def texts(messages: Sequence[Message]) -> list[str]:
-        return [chat.prompt_text(m) for m in (list(messages), *_render(messages, template, best, scales))]
+        try:
+            return [chat.prompt_text(m) for m in (list(messages), *_render(messages, template, best, scales))]
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
 
     if max_prompt_length is not None:
         _check_length("max_prompt_length", max_prompt_length)
-        name = f"prompt {messages[-1]['content']!r:.60}"
         messages = fit_prompt(messages, lambda m: chat.encode(texts(m)), limit=max_prompt_length, name=name).messages
     return dict(zip((PLAIN, *objectives), texts(messages), strict=True))
 

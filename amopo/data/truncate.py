@@ -63,8 +63,7 @@ def _longest(ids: list[list[int]]) -> int:
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
-    """Without the first turn that is no system message, up to the next question; None when only the "
-    "last one is left."""
+    """Without the first turn that is no system message, up to the next question; None when only the last is left."""
     turns = [index for index, message in enumerate(messages) if message["role"] != "system"]
     questions = [index for index in turns if messages[index]["role"] == "user" and index > turns[0]]
     if not questions:

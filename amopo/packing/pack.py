@@ -7,7 +7,7 @@ Contract
 - `input_ids` int64 [1, T]: the 2K sequences of sample 0, then those of sample 1, ...; inside a sample by objective,
   chosen before rejected; each sequence is its prompt followed by its response;
 - `position_ids` int64 [1, T]: restart at 0 with every sequence. They are also what tells transformers where one
-  sequence ends, as long as no attention mask and no cache are passed (see `amopo.forward`);
+  sequence ends, as long as no attention mask and no cache are passed (see `amopo.trainer.forward`);
 - `layout`: a `TreeLayout`; `sample_ids` int64 [B].
 
 T = sum over samples of `packed_length(sample)`. `pad_to_multiple_of` appends one document of token 0, with positions of

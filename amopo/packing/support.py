@@ -145,6 +145,12 @@ def check_isolation(body: nn.Module, *, vocab_size: int, device: torch.device | 
             hidden.append(output.last_hidden_state[0, length:].double())
     finally:
         body.train(was_training)
+    if not all(rows.isfinite().all() for rows in hidden):
+        _refuse(
+            body,
+            "its hidden states hold NaN or inf on a first try; the weights are broken",
+            "load it from an intact checkpoint",
+        )
     change = ((hidden[0] - hidden[1]).norm() / hidden[0].norm()).item()
     allowed = ROUNDING.get(output.last_hidden_state.dtype, 2e-2)
     if not change <= allowed:

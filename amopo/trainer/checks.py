@@ -2,7 +2,8 @@
 
 Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
 suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
-over data. `embedding_rows(model)` is the number of token ids that the model knows.
+over data. `embedding_rows(model)` is the number of token ids that the model knows, `position_limit(model)` the number
+of positions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import nn
 
 from amopo.head import find_head
 from amopo.packing.support import check_packing_support
+from amopo.trainer.batches import Positions
 from amopo.trainer.config import AMoPOConfig
 from amopo.trainer.forward import causal_lm, text_config
 
@@ -49,3 +51,20 @@ def embedding_rows(model: nn.Module) -> int:
     base = causal_lm(model)
     rows = getattr(base.get_input_embeddings(), "num_embeddings", None)
     return rows if isinstance(rows, int) else text_config(base).vocab_size
+
+
+# What transformers' models call the tables that positions are looked up in.
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "embed_position", "position_embedding")
+
+
+def position_limit(model: nn.Module) -> Positions:
+    """How many positions the model was made for, and whether looking up more would fail."""
+    base = causal_lm(model)
+    for name, module in base.named_modules():
+        if name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding):
+            return Positions(module.num_embeddings - getattr(module, "offset", 0), is_table=True)
+    for name, buffer in base.named_buffers():
+        if name.rpartition(".")[2] in _POSITION_TABLES:
+            return Positions(buffer.shape[0], is_table=True)
+    count = getattr(text_config(base), "max_position_embeddings", None)
+    return Positions(count if isinstance(count, int) and count > 0 else None)

@@ -6,7 +6,8 @@ Contract
 for what cannot work: no objectives, a beta that is not positive, a budget that is not positive, an output directory
 that cannot be written, an unknown name (the message lists the known ones), and options of `TrainingArguments` that
 have no meaning here, which would otherwise be ignored silently (`per_device_train_batch_size`: batches are filled to
-`tokens_per_batch`).
+`tokens_per_batch`), a run of no epochs and no steps, and fp16 on a CPU, which would train in fp32. Numbers may be
+written as text ("1e-6" is what YAML makes of 1e-6).
 
 Defaults that differ from `TrainingArguments`: `learning_rate` 1e-6 (the paper uses 3e-7 to 5e-6),
 `logging_nan_inf_filter` False (a loss that is NaN shows, and no step waits for the device to find out).
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,22 @@ FIXED = "fixed"
 POOLED = ("union", "sum")
 LOGITS_DTYPES = ("float32", "input")
 MAX_SEED = 2**64 - 1
+# Fields that hold a number; None stays where it is the default.
+_REALS = (
+    "beta",
+    "gamma",
+    "learning_rate",
+    "num_train_epochs",
+    "warmup_steps",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "neftune_noise_alpha",
+)
+_INTEGERS = ("noise_seed", "seed", "data_seed", "max_steps", "gradient_accumulation_steps")
 
 # Options of TrainingArguments that token-budget batches and the fused loss leave without meaning, and what to use.
 _MEANINGLESS = {
@@ -90,11 +108,19 @@ class AMoPOConfig(TrainingArguments):
     noise_seed: int | None = field(default=None, metadata={"help": "Seed of the weights' noise; None: args.seed."})
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         self._check_objectives()
         self._check_loss()
         self._check_batches()
         self._check_meaningless()
+        if not self.num_train_epochs > 0 and self.max_steps <= 0:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs} with max_steps={self.max_steps} trains nothing; set one of "
+                "them above 0"
+            )
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16=True has no effect on a CPU, it would train in fp32; leave it out or use bf16=True")
         if self.noise_seed is None:
             self.noise_seed = self.seed
         check_writable(self.output_dir)
@@ -104,9 +130,24 @@ class AMoPOConfig(TrainingArguments):
         """K."""
         return len(self.objectives)
 
+    def _check_numbers(self) -> None:
+        """Numbers as numbers, also where a configuration file made text of them."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in _REALS:
+            value = getattr(self, name, None)
+            if value is None and defaults.get(name) is None:
+                continue
+            setattr(self, name, _real(value, name))
+        for name in _INTEGERS:
+            value = getattr(self, name, None)
+            if value is None and defaults.get(name) is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+
     def _check_objectives(self) -> None:
         names = self.objectives
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"objectives must be a list of names, got {names!r}")
         self.objectives = list(names)
         if not names:
@@ -151,6 +192,10 @@ class AMoPOConfig(TrainingArguments):
 
     def _check_fixed_weights(self) -> None:
         given = self.objective_weights
+        if given is not None:
+            if not isinstance(given, list | tuple):
+                raise TypeError(f"objective_weights must be a list of numbers, got {given!r}")
+            given = self.objective_weights = [_real(w, f"objective_weights[{i}]") for i, w in enumerate(given)]
         if given is None or len(given) != len(self.objectives):
             raise ValueError(
                 f"weights='fixed' needs objective_weights with one number per objective ({len(self.objectives)}: "
@@ -176,6 +221,17 @@ class AMoPOConfig(TrainingArguments):
             value = getattr(self, name, defaults.get(name))
             if value != defaults.get(name):
                 raise ValueError(f"{name}={value!r} has no meaning in AMoPOTrainer: {instead}")
+
+
+def _real(value: object, name: str) -> float | int:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{name} must be a number, got {value!r}") from None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
 
 
 def check_writable(directory: str | os.PathLike) -> None:

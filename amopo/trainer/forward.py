@@ -15,7 +15,8 @@ it (DDP, FSDP2, ZeRO-3, PEFT, autocast) see every parameter that is used. `Packe
 Why the arguments are checked: with an attention mask or a cache, transformers stops looking at position ids and lets
 the sequences of a row see each other, silently. So `attention_mask` and `use_cache=True` raise, and `use_cache=False`
 is always passed on. `nn.DataParallel` would scatter the row: it raises, and so do models that
-`amopo.packing.support` refuses by name, or that let sequences see each other when it is tried (16 tokens, twice).
+`amopo.packing.support` refuses by name, or that let sequences see each other when it is tried (16 tokens, twice), or
+whose logits are not what their head makes of the body's output (8 tokens, twice).
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from amopo.packing.layout import TreeLayout
 from amopo.packing.support import check_isolation, check_packing_support, check_position_ids
 
 logger = logging.getLogger(__name__)
+
+# Difference in nats, per unit of the largest logit, that rounding alone can explain; TF32 counts as fp32.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-3}
 
 # Arguments of a causal LM's forward that a packed call may carry, with the only values that change nothing.
 _HARMLESS = {"use_cache": (None, False), "return_dict": (None, True), "logits_to_keep": (None, 0)}
@@ -112,6 +116,8 @@ def patch_forward(
     elif _runs_alone(body):
         device = body.get_input_embeddings().weight.device
         check_isolation(body, vocab_size=text_config(owner).vocab_size, device=device)
+        if _runs_alone(owner):
+            check_head(owner)
     else:
         logger.warning("the weights are sharded or not loaded: it was not tried whether packed sequences stay apart")
     previous = owner.__dict__.get("forward")
@@ -135,6 +141,37 @@ def patch_forward(
     forward.__doc__ = original.__doc__
     owner.forward = types.MethodType(forward, owner)
     return PackedForward(owner, previous)
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Raise if `head_logps` of the body's hidden states is not the log-softmax of the causal LM's own logits.
+
+    That is so where something that `find_head` does not know of stands between body and head, or changes the logits.
+    8 random tokens, in eval mode; the global random number generators are not used.
+    """
+    head = find_head(model)
+    embedding = head.body.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(text_config(model).vocab_size, (1, 8), generator=generator).to(embedding.device)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        logits = model(input_ids=tokens, use_cache=False).logits[0].double()
+        hidden = head.body(input_ids=tokens, use_cache=False).last_hidden_state[0]
+        got = head_logps(head.lm_head, hidden, tokens[0], logit_scale=head.logit_scale, softcap=head.softcap)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    expected = logits.log_softmax(-1).gather(1, tokens[0].to(logits.device)[:, None])[:, 0]
+    difference = (got.double().to(expected.device) - expected).abs().max().item()
+    allowed = _ROUNDING.get(hidden.dtype, 2e-2) * max(1.0, logits.abs().max().item())
+    if not difference <= allowed:
+        raise ValueError(
+            f"{type(model).__name__} computes its logits in a way that is not supported: its own log-probs differ from "
+            f"those of lm_head on the body's hidden states by {difference:.1e} nats, more than the {allowed:.0e} of "
+            "rounding; something between body and lm_head, or after it, would be skipped. Use another model"
+        )
 
 
 def is_patched(model: nn.Module) -> bool:

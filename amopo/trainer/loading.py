@@ -2,7 +2,7 @@
 
 Contract
 --------
-`Loaders(args, vocab_size)` checks datasets by name (`add`) and makes `PackedLoader`s of this rank's batches from them.
+`Loaders(args, vocab_size, positions)` checks datasets by name (`add`) and makes `PackedLoader`s of this rank's batches.
 Checked tables are kept for datasets that were added, and made anew for others. The training batches are planned once
 per run (`plan_run`), since their number per epoch depends on how many epochs there will be.
 """
@@ -16,16 +16,17 @@ import torch
 
 from amopo.packing.batching import TokenBudgetBatchSampler
 from amopo.packing.sample import TokenizedSample
-from amopo.trainer.batches import PackedLoader, SampleTable, plan_training, read_samples
+from amopo.trainer.batches import PackedLoader, Positions, SampleTable, plan_training, read_samples
 from amopo.trainer.config import AMoPOConfig
 
 
 class Loaders:
     """Checked datasets, and this rank's batches of them."""
 
-    def __init__(self, args: AMoPOConfig, vocab_size: int) -> None:
+    def __init__(self, args: AMoPOConfig, vocab_size: int, positions: Positions) -> None:
         self.args = args
         self.vocab_size = vocab_size
+        self.positions = positions
         self._tables: dict[int, SampleTable] = {}
         self._train_sampler: TokenBudgetBatchSampler | None = None
 
@@ -45,6 +46,7 @@ class Loaders:
             vocab_size=self.vocab_size,
             world_size=self.args.world_size,
             sharing=self.args.sharing,
+            positions=self.positions,
         )
 
     def plan_run(self) -> None:

@@ -4,8 +4,10 @@ Contract
 --------
 `amopo_run.json`, written into the output directory and into each checkpoint, holds the settings that decide the result
 (`SETTINGS`), the fingerprint of the training data, and the versions that ran. `check_same_run(checkpoint, record)`
-raises one ValueError that lists every setting that differs, with its old and new value. `latest_checkpoint(directory)`
-finds the newest checkpoint that was written to its end: a run that was killed while saving leaves a broken one behind.
+raises one ValueError that lists every setting that differs, with its old and new value, the model's included (see
+`amopo.trainer.identity`). A checkpoint without optimizer, scheduler or random states raises too: transformers would
+start those anew and say nothing. `latest_checkpoint(directory)` finds the newest checkpoint that is complete: a run
+that was killed while saving leaves a broken one behind.
 
 Not part of the identity: what changes rounding at most (`head_budget`, gradient checkpointing), and where and how often
 is logged, evaluated and saved. Other versions than those recorded are logged as a warning.
@@ -19,6 +21,8 @@ import json
 import logging
 import os
 import re
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "amopo_run.json"
 STATE_FILE = "trainer_state.json"  # transformers writes it last, after weights, optimizer and random states
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 
 SETTINGS = (
     "objectives",
@@ -61,16 +66,27 @@ SETTINGS = (
     "bf16",
     "fp16",
     "world_size",
+    "save_only_model",
+    "ignore_data_skip",
 )
 _PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
 
-def run_record(args: Any, *, data_fingerprint: str, num_samples: int, model_class: str) -> dict[str, Any]:
-    """Settings, data and versions of a run, as plain JSON values."""
+def run_record(
+    args: Any,
+    *,
+    data_fingerprint: str,
+    num_samples: int,
+    model_class: str,
+    model: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Settings, data, model (as `model_identity` gives it) and versions of a run, as plain JSON values."""
     settings = {name: _plain(getattr(args, name)) for name in SETTINGS if hasattr(args, name)}
     settings["data_fingerprint"] = data_fingerprint
     settings["num_samples"] = num_samples
     settings["model_class"] = model_class
+    if model is not None:
+        settings["model"] = _plain(dict(model))
     return {"settings": settings, "versions": _versions()}
 
 
@@ -101,34 +117,98 @@ def write_run_record(directory: str | os.PathLike, record: dict[str, Any]) -> No
     os.replace(unfinished, target)
 
 
-def check_same_run(checkpoint: str | os.PathLike, record: dict[str, Any]) -> None:
-    """Raise if the checkpoint belongs to a run with other settings or data."""
-    path = Path(checkpoint) / RUN_FILE
-    if not Path(checkpoint).is_dir():
+def check_same_run(checkpoint: str | os.PathLike, record: dict[str, Any], *, rank: int | None = None) -> None:
+    """Raise if the checkpoint is incomplete, or belongs to a run with other settings, data or model.
+
+    With `rank`, only that process's random state is looked for: for checkpoints that every node keeps for itself.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
         raise ValueError(f"checkpoint {str(checkpoint)!r} does not exist; give the path of a checkpoint folder")
-    old_record = _read_json(path)
+    old_record = _read_record(folder)
     if old_record is None:
         raise ValueError(
             f"cannot resume from {str(checkpoint)!r}: {RUN_FILE} is missing or broken, so it is not known how this "
             "checkpoint was made; start a new run from its weights instead"
         )
     old, new = old_record["settings"], record["settings"]
-    different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    old_versions = old_record.get("versions", {})
+    changed = {name for name, version in record["versions"].items() if old_versions.get(name, version) != version}
+    different = list(_differences(old, new, lenient=bool(changed & {"transformers", "peft"})))
     if different:
-        lines = [f"  {name}: {old.get(name)!r} in the checkpoint, {new.get(name)!r} now" for name in different]
+        lines = [f"  {name}: {_shown(before)} in the checkpoint, {_shown(now)} now" for name, before, now in different]
         raise ValueError(
             f"cannot resume from {str(checkpoint)!r}, {len(different)} settings differ:\n"
             + "\n".join(lines)
             + "\nuse the old values, or start a new run from its weights in another output_dir"
         )
-    for package, version in sorted(record["versions"].items()):
-        before = old_record.get("versions", {}).get(package)
-        if before is not None and before != version:
-            logger.warning("resuming with %s %s a run of %s: results may differ in rounding", package, version, before)
+    if new.get("ignore_data_skip"):
+        raise ValueError(
+            f"cannot resume from {str(checkpoint)!r} with ignore_data_skip=True: it would train on other batches than "
+            "the ones that come next; set ignore_data_skip=False"
+        )
+    problems = _incomplete(folder, old, rank)
+    if problems:
+        raise ValueError(
+            f"cannot resume from {str(checkpoint)!r}: {', '.join(problems)}, and without them the run would go on "
+            "differently; resume from another checkpoint (save with save_only_model=False), or start a new run from "
+            "its weights"
+        )
+    for package in sorted(changed):
+        now, before = record["versions"][package], old_versions[package]
+        logger.warning("resuming with %s %s a run of %s: results may differ in rounding", package, now, before)
 
 
-def latest_checkpoint(directory: str | os.PathLike) -> Path:
-    """The newest complete checkpoint in `directory`."""
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, lenient: bool, prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(name, old value, new value), one per entry of nested settings.
+
+    `lenient`: other versions of a library know other options, so below the top only those that both know count.
+    """
+    for name in sorted({*old, *new}):
+        before, now = old.get(name), new.get(name)
+        if before == now or (lenient and prefix and not (name in old and name in new)):
+            continue
+        if isinstance(before, dict) and isinstance(now, dict) and before and now:
+            yield from _differences(before, now, lenient=lenient, prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, before, now
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it; of a group of settings only the names."""
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
+    return repr(value)
+
+
+def _incomplete(folder: Path, settings: Mapping[str, Any], rank: int | None = None) -> list[str]:
+    """What an exact continuation needs and the checkpoint does not have, in words."""
+    problems = []
+    if _read_json(folder / STATE_FILE) is None:
+        problems.append(f"{STATE_FILE} is missing or broken")
+    needed = []
+    if not any(folder.glob("global_step*/")):  # DeepSpeed keeps optimizer and scheduler there
+        # FSDP writes a folder optimizer_0, or one file optimizer.bin
+        if not any(path.is_dir() or path.name == "optimizer.bin" for path in folder.glob("*optimizer*")):
+            needed.append(OPTIMIZER_FILE)
+        needed.append(SCHEDULER_FILE)
+    world_size = settings.get("world_size") or 1
+    if world_size == 1:
+        needed.append("rng_state.pth")
+    else:
+        needed += [f"rng_state_{index}.pth" for index in (range(world_size) if rank is None else (rank,))]
+    for name in needed:
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif not zipfile.is_zipfile(folder / name):  # what torch.save writes, with its index at the end
+            problems.append(f"{name} is broken (cut off while it was written?)")
+    return problems
+
+
+def latest_checkpoint(directory: str | os.PathLike, *, rank: int | None = None) -> Path:
+    """The newest complete checkpoint in `directory`; `rank` as in `check_same_run`."""
     folder = Path(directory)
     found = []
     for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
@@ -136,10 +216,18 @@ def latest_checkpoint(directory: str | os.PathLike) -> Path:
         if number and path.is_dir():
             found.append((int(number.group(1)), path))
     for _, path in sorted(found, reverse=True):
-        if _read_json(path / STATE_FILE) is not None and _read_json(path / RUN_FILE) is not None:
+        record = _read_record(path)
+        problems = [f"{RUN_FILE} is missing or broken"] if record is None else []
+        problems += _incomplete(path, record["settings"] if record else {}, rank)
+        if not problems:
             return path
-        logger.warning("skipping %s: it was not written to its end", path)
+        logger.warning("skipping %s: it is incomplete (%s)", path, ", ".join(problems))
     raise ValueError(f"no complete checkpoint in {str(directory)!r}; train without resuming, or give another folder")
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    record = _read_json(folder / RUN_FILE)
+    return record if isinstance(record, dict) and isinstance(record.get("settings"), dict) else None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

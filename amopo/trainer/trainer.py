@@ -37,9 +37,10 @@ from amopo.fused_loss import loss_from_logps
 from amopo.packing.sample import TokenizedSample
 from amopo.preference_loss import FusedLoss
 from amopo.trainer.batches import PackCollator, PackedLoader, SampleTable
-from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows
+from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
 from amopo.trainer.forward import causal_lm, patch_forward
+from amopo.trainer.identity import model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
@@ -68,10 +69,11 @@ class AMoPOTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         check_setup(model, args)
-        self._loaders = Loaders(args, embedding_rows(model))
+        self._loaders = Loaders(args, embedding_rows(model), position_limit(model))
         self._sums = MetricSums(args.objectives)
         self._clock = Stopwatch()
         self._train_table: SampleTable | None = None
+        self._identity: dict[str, Any] | None = None
         if train_dataset is not None:
             self._train_table = self._loaders.add(train_dataset, "train_dataset")
         named = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
@@ -242,16 +244,18 @@ class AMoPOTrainer(Trainer):
         """Train; with `resume_from_checkpoint=True` go on from the newest complete checkpoint, or from a given one.
 
         Raises:
-            ValueError: no train_dataset, no complete checkpoint, or one of a run with other settings or data.
+            ValueError: no train_dataset, no complete checkpoint, or one of a run with other settings, data or model.
         """
         self._loaders.plan_run()
         self.get_train_dataloader()
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError("no parameter of the model requires a gradient; nothing would be trained")
         if resume_from_checkpoint:
+            # Where every node keeps checkpoints of its own, the other nodes' random states are not here.
+            rank = self.args.process_index if self.args.save_on_each_node else None
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = latest_checkpoint(self.args.output_dir)
-            check_same_run(resume_from_checkpoint, self.run_record())
+                resume_from_checkpoint = latest_checkpoint(self.args.output_dir, rank=rank)
+            check_same_run(resume_from_checkpoint, self.run_record(), rank=rank)
             resume_from_checkpoint = str(resume_from_checkpoint)
         if self.args.should_save:
             write_run_record(self.args.output_dir, self.run_record())
@@ -260,12 +264,16 @@ class AMoPOTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def run_record(self) -> dict[str, Any]:
-        """Settings, data and versions that decide this run's result."""
+        """Settings, data, model and versions that decide this run's result."""
+        if self._identity is None:
+            # Once: what training itself changes in the configuration, or shards, is no part of it.
+            self._identity = model_identity(self.model)
         return run_record(
             self.args,
             data_fingerprint=self._train_table.fingerprint,
             num_samples=len(self._train_table.lengths),
             model_class=type(causal_lm(self.model)).__name__,
+            model=self._identity,
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

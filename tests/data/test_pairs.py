@@ -156,3 +156,9 @@ def test_pairs_agree_with_exact_arithmetic(scores, weights):
     assert report.ties == len(scores) * (len(scores) - 1) // 2 - len(expected)
     ((winner, loser),), _ = pair_texts(records, weights=weights)
     assert exact[int(winner)] == max(exact) and exact[int(loser)] == min(exact)
+
+
+def test_texts_that_differ_in_space_around_them_are_identical():
+    found, report = pair_texts([record(("same", 4, 6), (" same\n", 0, 1)), record(("x y", 4, 6), ("xy", 0, 1), id="q")])
+    assert found == [("x y", "xy")]
+    assert report.identical == 1

@@ -285,3 +285,10 @@ def test_an_id_that_occurs_twice(write_jsonl, grouped_row):
 def test_objectives_are_checked_before_the_file_is_opened(tmp_path, objectives, message):
     with pytest.raises(DataError, match=message):
         read(tmp_path / "none.jsonl", objectives)
+
+
+def test_ids_that_are_equal_as_text_are_refused(write_jsonl, grouped_row):
+    scores = ({"helpfulness": 1}, {"helpfulness": 2})
+    path = write_jsonl(grouped_row(*scores, id=1), grouped_row(*scores, id="1", prompt="And rain?"))
+    with pytest.raises(DataError, match="line 2: the id '1' stands on line 1 already; ids must be unique"):
+        read_records(path, objectives=["helpfulness"])

@@ -8,6 +8,7 @@ import pytest
 
 from amopo.data import DataError, PreferenceRecord, Scale, parse_scales, resolve_scales, scales_of
 from amopo.data.scales import as_scales, check_objectives
+from amopo.data.schema import show_number
 
 
 def test_a_scale_maps_its_ends_to_zero_and_one():
@@ -88,3 +89,12 @@ def test_records_must_agree_on_a_scale():
 def test_objectives_are_distinct_names_and_at_least_one(objectives, message):
     with pytest.raises(DataError, match=message):
         check_objectives(objectives)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(4.0, "4"), (5.5, "5.5"), (2.346, "2.35"), (-0.001, "0"), (-1.5, "-1.5"), (1234567.0, "1234567"), (100.0, "100")],
+)
+def test_numbers_are_shown_plainly(value, text):
+    assert show_number(value) == text
+    assert str(Scale(value, 1e8)) == f"{text} to 100000000"

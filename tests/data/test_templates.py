@@ -136,3 +136,9 @@ def test_templates_that_cannot_be_used_say_so():
     for nothing in ("", None):
         with pytest.raises(ValueError, match="template 'x' wrote"):
             last(Template("x", lambda *_, text=nothing: text))
+
+
+def test_scores_are_never_written_with_an_exponent():
+    text = get_template("brief").text(objective="wit", score=1234567.0, scale=Scale(-0.001, 5e6))
+    assert text == "wit 1234567/5000000"
+    assert "rated from 0 (" in get_template("rubric").text(objective="wit", score=None, scale=Scale(-0.001, 4))

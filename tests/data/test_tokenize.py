@@ -151,3 +151,28 @@ def test_prompts_for_generation_are_cut_alike(tokenizer):
 def test_the_data_package_does_not_import_transformers():
     code = "import sys, amopo.data, amopo.data.verifiable; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_special_tokens_in_the_data_name_the_sample(tokenizer):
+    (sample,), _ = tokenize(tokenizer, pair("yes<|im_end|>more"))
+    assert sample.chosen.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    with pytest.raises(DataError, match=r"sample 'p': message 1 of the prompt contains '<\|im_start\|>'"):
+        tokenize(tokenizer, pair(question="Hi<|im_start|>assistant\nNo"))
+    messages = [{"role": "user", "content": "Hi<|im_start|>"}]
+    with pytest.raises(DataError, match=r"prompt 'Hi<.*message 1 of the prompt contains '<\|im_start\|>'"):
+        render_prompts(messages, tokenizer, objectives=OBJECTIVES, scales=SCALES)
+
+
+def test_what_the_chat_template_refuses_names_the_sample(make_tokenizer):
+    template = (
+        "{% if 'snow' in messages[0].content %}{{ raise_exception('No snow here') }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    with pytest.raises(DataError, match="sample 'cold': the tokenizer's chat template refuses .*: No snow here"):
+        tokenize(make_tokenizer(chat_template=template), pair(question="Hot?"), pair(id="cold"))
+
+
+@pytest.mark.parametrize("ids", [("a", "a"), (1, "1")])
+def test_ids_that_occur_twice_are_refused(tokenizer, ids):
+    with pytest.raises(DataError, match=f"sample {ids[1]!r}: another pair has this id"):
+        tokenize(tokenizer, *(pair(id=id) for id in ids))

@@ -116,3 +116,11 @@ def test_a_leak_between_sequences_is_found(dtype):
     body.forward = leaking
     with pytest.raises(ValueError, match="changed its neighbour's hidden states"):
         check_isolation(body, vocab_size=64, device="cpu")
+
+
+def test_broken_weights_are_called_broken():
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
+    with pytest.raises(ValueError, match="hidden states hold NaN or inf on a first try; the weights are broken"):
+        check_isolation(model.model, vocab_size=64, device="cpu")

@@ -2,9 +2,12 @@
 
 import pytest
 import tiny_runs
+import transformers
 
 from amopo.packing import TokenizedSample, packed_length
-from amopo.trainer.batches import PackedLoader, plan_training, read_samples
+from amopo.trainer import AMoPOTrainer
+from amopo.trainer.batches import PackedLoader, Positions, plan_training, read_samples
+from amopo.trainer.checks import position_limit
 
 
 def read(samples, **changes):
@@ -102,3 +105,45 @@ def test_a_fraction_of_an_epoch_is_planned_as_a_whole_one():
     options = {"max_steps": -1, "gradient_accumulation_steps": 1, "budget": 200}
     assert plan_training(table, num_train_epochs=1.5, **options).num_epochs == 2
     assert plan_training(table, num_train_epochs=0.2, **options).num_epochs == 1
+
+
+def test_a_dictionary_of_datasets_is_not_one_dataset():
+    with pytest.raises(TypeError, match="train_dataset must be a list .*, got a dict with the keys 'train'; pass one"):
+        read({"train": tiny_runs.samples(2)})
+
+
+def test_a_sequence_beyond_the_models_positions_is_named():
+    sample = TokenizedSample([[5] * 4, [5] * 3], [6] * 7, [7] * 2, "long")
+    read([sample], positions=Positions(11, is_table=True))
+    with pytest.raises(ValueError, match="longest sequence of sample 'long' has 11 tokens, but the model has 10 pos"):
+        read([sample], positions=Positions(10, is_table=True))
+
+
+def test_rotary_positions_beyond_the_models_length_are_one_warning(caplog):
+    samples = tiny_runs.samples(5)
+    read(samples, positions=Positions(128))
+    assert not caplog.records
+    read(samples, positions=Positions(3))
+    assert len(caplog.records) == 1
+    assert "more than the 3 positions that the model was made for" in caplog.text
+
+
+def test_the_number_of_positions_is_read_from_the_model():
+    small = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small, n_positions=10))
+    assert position_limit(gpt2) == Positions(10, is_table=True)
+    gptj = transformers.GPTJForCausalLM(transformers.GPTJConfig(**small, n_positions=10, rotary_dim=4))
+    assert position_limit(gptj) == Positions(10, is_table=True)
+    opt = transformers.OPTConfig(
+        vocab_size=64, hidden_size=32, ffn_dim=8, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=10
+    )
+    assert position_limit(transformers.OPTForCausalLM(opt)) == Positions(10, is_table=True)
+    assert position_limit(tiny_runs.qwen2()) == Positions(128)
+
+
+def test_the_trainer_refuses_what_the_position_table_does_not_hold(tmp_path):
+    small = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small, n_positions=10))
+    sample = TokenizedSample([[5] * 4, [5] * 3], [6] * 7, [7] * 2, "long")
+    with pytest.raises(ValueError, match="train_dataset: the longest sequence of sample 'long' has 11 tokens"):
+        AMoPOTrainer(gpt2, tiny_runs.config(tmp_path), train_dataset=[sample])

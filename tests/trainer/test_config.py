@@ -61,6 +61,13 @@ def test_a_config_can_be_changed_and_rebuilt(tmp_path):
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no meaning"),
         ({"torch_compile": True}, "torch_compile=True has no meaning"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last=True has no meaning"),
+        ({"beta": "high"}, "beta must be a number, got 'high'"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
+        ({"weights": "fixed", "objective_weights": ["a", 1.0]}, r"objective_weights\[0\] must be a number, got 'a'"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 with max_steps=-1 trains nothing"),
+        ({"num_train_epochs": -2.0}, "num_train_epochs=-2.0 with max_steps=-1 trains nothing"),
+        ({"num_train_epochs": float("nan")}, "num_train_epochs=nan with max_steps=-1 trains nothing"),
+        ({"fp16": True}, "fp16=True has no effect on a CPU"),
     ],
 )
 def test_values_that_cannot_work_are_named(tmp_path, changes, message):
@@ -73,6 +80,12 @@ def test_values_that_cannot_work_are_named(tmp_path, changes, message):
     [
         ({"objectives": "a,b"}, "objectives must be a list of names, got 'a,b'"),
         ({"tokens_per_batch": 10.5}, "tokens_per_batch must be an integer, got 10.5"),
+        ({"objectives": None}, "objectives must be a list of names, got None"),
+        ({"beta": [1.0]}, r"beta must be a number, got \[1.0\]"),
+        ({"beta": None}, "beta must be a number, got None"),
+        ({"noise_seed": 1.5}, "noise_seed must be an integer, got 1.5"),
+        ({"max_steps": "many"}, "max_steps must be an integer, got 'many'"),
+        ({"weights": "fixed", "objective_weights": 1.0}, "objective_weights must be a list of numbers, got 1.0"),
     ],
 )
 def test_values_of_the_wrong_type_are_named(tmp_path, changes, message):
@@ -91,3 +104,15 @@ def test_an_output_directory_without_permission_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match="is not writable: no permission to write to"):
         make(tmp_path)
+
+
+def test_numbers_may_be_written_as_text(tmp_path):
+    config = make(
+        tmp_path, learning_rate="1e-6", beta="1.0", weight_decay="0.1", weights="fixed", objective_weights=["1", "3"]
+    )
+    assert (config.learning_rate, config.beta, config.weight_decay) == (1e-6, 1.0, 0.1)
+    assert config.objective_weights == [1.0, 3.0]
+
+
+def test_steps_may_replace_epochs(tmp_path):
+    assert make(tmp_path, num_train_epochs=0, max_steps=3).max_steps == 3

@@ -10,7 +10,7 @@ import transformers
 
 from amopo.packing import pack
 from amopo.trainer import packed_logps, patch_forward
-from amopo.trainer.forward import is_patched
+from amopo.trainer.forward import check_head, is_patched
 
 MODELS = {
     "qwen2": tiny_runs.qwen2,
@@ -205,3 +205,52 @@ def test_flash_attention_receives_the_sequence_boundaries(monkeypatch):
         got = packed_logps(model, batch)
     assert len(seen) == model.config.num_hidden_layers
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def tiny_of(kind, **options):
+    sizes = {**tiny_runs.SIZES, "initializer_range": 0.2, **options}
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **sizes))
+
+
+def test_a_layer_between_body_and_head_is_found():
+    model = tiny_of("modernbert-decoder", global_attn_every_n_layers=1, norm_bias=True)
+    with pytest.raises(
+        ValueError, match="ModernBertDecoderForCausalLM computes its logits in a way .* nats, more than"
+    ):
+        check_head(model)
+    with pytest.raises(ValueError, match="ModernBertDecoderForCausalLM"):
+        patch_forward(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("gemma2", {"head_dim": 8, "final_logit_softcapping": 3.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("granite", {"logits_scaling": 8.0}),
+    ],
+)
+def test_the_heads_of_known_architectures_pass(kind, options, dtype):
+    model = tiny_of(kind, **options).to(dtype).train()
+    model.lm_head.eval()
+    state = torch.get_rng_state()
+    check_head(model)
+    assert torch.get_rng_state().equal(state)
+    assert model.training and not model.lm_head.training, "every module keeps its mode"
+
+
+def test_a_change_of_the_logits_is_found(monkeypatch):
+    model = tiny_runs.qwen2()
+    plain = model.forward
+
+    def scaled(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        output.logits = output.logits * 1.05
+        return output
+
+    model.forward = scaled
+    with pytest.raises(ValueError, match="Qwen2ForCausalLM computes its logits"):
+        patch_forward(model)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from amopo.trainer import AMoPOTrainer
-from amopo.trainer.resume import check_same_run, latest_checkpoint, run_record, write_run_record
+from amopo.trainer.resume import check_same_run, latest_checkpoint, write_run_record
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -131,10 +131,89 @@ def test_where_there_is_nothing_to_resume_the_message_says_so(tmp_path, checkpoi
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_other_versions_are_a_warning(tmp_path, caplog):
-    config = tiny_runs.config(tmp_path)
-    record = run_record(config, data_fingerprint="x", num_samples=1, model_class="M")
-    older = {**record, "versions": {**record["versions"], "torch": "1.0"}}
-    write_run_record(tmp_path, older)
-    check_same_run(tmp_path, record)
+def test_other_versions_are_a_warning(checkpoint, caplog):
+    path, _ = checkpoint
+    record = json.loads((path / "amopo_run.json").read_text())
+    write_run_record(path, {**record, "versions": {**record["versions"], "torch": "1.0"}})
+    check_same_run(path, record)
     assert "a run of 1.0" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_a_checkpoint_without_all_of_its_state_is_refused_by_name(checkpoint, name, damage):
+    path, settings = checkpoint
+    file = path.parent / "checkpoint-2" / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-40])
+    config = tiny_runs.config(path.parent, **settings)
+    trainer = AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=tiny_runs.samples(6))
+    with pytest.raises(ValueError, match=f"cannot resume from .*checkpoint-2.*{name} is .*{damage}.*start a new run"):
+        trainer.train(resume_from_checkpoint=str(file.parent))
+    assert latest_checkpoint(path.parent) == path, "the one before is the newest that is complete"
+
+
+@pytest.mark.parametrize("folders", [["global_step2"], ["optimizer_0", "pytorch_model_fsdp_0"]])
+def test_sharded_optimizer_states_stand_in_for_the_file(checkpoint, folders):
+    path, _ = checkpoint
+    record = json.loads((path / "amopo_run.json").read_text())
+    (path / "optimizer.pt").unlink()
+    for folder in folders:
+        (path / folder).mkdir()
+    check_same_run(path, record)
+
+
+def test_every_ranks_random_state_is_needed(checkpoint):
+    path, _ = checkpoint
+    record = json.loads((path / "amopo_run.json").read_text())
+    record["settings"]["world_size"] = 2
+    write_run_record(path, record)
+    (path / "rng_state.pth").rename(path / "rng_state_1.pth")
+    with pytest.raises(ValueError, match="rng_state_0.pth is missing"):
+        check_same_run(path, record)
+    check_same_run(path, record, rank=1)
+
+
+@pytest.mark.parametrize("name", ["save_only_model", "ignore_data_skip"])
+def test_options_that_would_train_something_else_must_agree(checkpoint, name):
+    path, settings = checkpoint
+    config = tiny_runs.config(path.parent, **settings, **{name: True})
+    trainer = AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=tiny_runs.samples(6))
+    with pytest.raises(ValueError, match=f"1 settings differ:\n  {name}: False in the checkpoint, True now"):
+        trainer.train(resume_from_checkpoint=str(path))
+
+
+def test_skipping_the_data_is_refused_also_where_it_agrees(checkpoint):
+    path, _ = checkpoint
+    record = json.loads((path / "amopo_run.json").read_text())
+    record["settings"]["ignore_data_skip"] = True
+    write_run_record(path, record)
+    with pytest.raises(ValueError, match="with ignore_data_skip=True: it would train on other batches"):
+        check_same_run(path, record)
+
+
+def test_another_model_is_another_run(checkpoint):
+    path, settings = checkpoint
+    model = tiny_runs.qwen2(attention_dropout=0.1, intermediate_size=40).double()
+    model.get_input_embeddings().weight.requires_grad_(False)
+    trainer = AMoPOTrainer(model, tiny_runs.config(path.parent, **settings), train_dataset=tiny_runs.samples(6))
+    with pytest.raises(ValueError, match="cannot resume") as error:
+        trainer.train(resume_from_checkpoint=str(path))
+    message = str(error.value)
+    assert "model.config.attention_dropout: 0.0 in the checkpoint, 0.1 now" in message
+    assert "model.config.intermediate_size: 48 in the checkpoint, 40 now" in message
+    for name in ("dtypes", "trainable_parameters", "trainable_names", "frozen_weights"):
+        assert f"\n  model.{name}" in message
+
+
+def test_options_that_only_one_version_knows_are_no_difference(checkpoint):
+    path, _ = checkpoint
+    record = json.loads((path / "amopo_run.json").read_text())
+    newer = json.loads(json.dumps(record))
+    newer["settings"]["model"]["config"]["new_option"] = 1
+    with pytest.raises(ValueError, match="model.config.new_option: None in the checkpoint, 1 now"):
+        check_same_run(path, newer)
+    newer["versions"]["transformers"] = "99.0"
+    check_same_run(path, newer)

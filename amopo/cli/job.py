@@ -1,0 +1,264 @@
+"""One training run, from records to a saved model with its measurements.
+
+Contract
+--------
+`run_job(job, console)` imitates first if the model is made from scratch, measures, trains, measures again, saves. It
+returns the metrics that it also writes to `metrics.json` in the output directory: settings, versions, what was read,
+preference metrics before and after, the log of the training, seconds. `job.measure(model, tokenizer)` may add
+measurements of its own, under the key "generation".
+
+Everything that can be wrong with the input raises before training. A run from scratch keeps the imitating model in
+`imitation/`, from where a resumed run takes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amopo.cli.console import Console
+from amopo.cli.env import machine, versions
+from amopo.cli.errors import UsageError
+from amopo.cli.inputs import Inputs
+from amopo.cli.models import add_lora, fresh, load
+from amopo.data import Pair, TokenizationReport, tokenize_pairs
+from amopo.evaluation.preferences import silence, without_prefix
+from amopo.packing import TokenizedSample
+from amopo.trainer.scratch import parse_scratch
+from amopo_kernels.workspace import workspace_bytes
+
+METRICS_FILE = "metrics.json"
+IMITATION_FOLDER = "imitation"
+
+
+@dataclass
+class Imitation:
+    """How a model made from scratch learns to imitate."""
+
+    epochs: float = 3.0
+    learning_rate: float = 2e-3
+    tokens_per_batch: int = 4096
+    conditioned: float = 0.5
+
+
+@dataclass
+class Job:
+    command: str
+    model: str
+    inputs: Inputs
+    args: Any  # AMoPOConfig
+    template: str = "rubric"
+    max_prompt_length: int = 512
+    max_response_length: int = 512
+    dtype: str = "float32"
+    resume: str | bool | None = None
+    lora_r: int | None = None
+    lora_alpha: float | None = None
+    imitation: Imitation = dataclasses.field(default_factory=Imitation)
+    measure: Callable[[Any, Any], Mapping[str, Any]] | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.args.output_dir)
+
+
+def run_job(job: Job, console: Console) -> dict[str, Any]:
+    with console.stage("load"):
+        model, tokenizer = _prepare_model(job, console)
+    train, report = _tokenize(job, job.inputs.train.pairs, tokenizer)
+    console.say(f"training tokens: {report}")
+    data = {"training": {"pairs": job.inputs.train.report, "tokens": report}}
+    evaluation: list[TokenizedSample] = []
+    if job.inputs.evaluation.pairs:
+        evaluation, report = _tokenize(job, job.inputs.evaluation.pairs, tokenizer)
+        console.say(f"evaluation tokens: {report}")
+        data["evaluation"] = {"pairs": job.inputs.evaluation.report, "tokens": report}
+    trainer = _make_trainer(job, model, tokenizer, train, evaluation, console)
+    metrics: dict[str, Any] = {
+        "command": job.command,
+        "versions": versions(),
+        "machine": machine(),
+        "settings": _settings(job),
+        "model": _describe(job, model, tokenizer),
+        "data": data,
+    }
+    if parse_scratch(job.model) is not None and not job.resume:
+        metrics["imitation"] = _imitate(job, trainer.model, tokenizer, console)
+    before = _measure(job, trainer, tokenizer, console, "before")
+    with console.stage("train"):
+        trainer.train(resume_from_checkpoint=job.resume or None)
+    after = _measure(job, trainer, tokenizer, console, "after")
+    with console.stage("save"):
+        trainer.save_model()
+    metrics |= {name: {"before": before[name], "after": after[name]} for name in before}
+    metrics["log_history"] = trainer.state.log_history
+    metrics["seconds"] = {name: round(seconds, 1) for name, seconds in console.seconds.items()}
+    write_metrics(job.folder, metrics)
+    return metrics
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    path = folder / METRICS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
+    """The model as it stands before any training, its tokenizer."""
+    size = parse_scratch(job.model)
+    if size is not None and job.lora_r is not None:
+        raise UsageError("--lora-r needs a trained model; a model from scratch is trained as a whole")
+    if size is None:
+        model, tokenizer = load(job.model, dtype=job.dtype)
+    elif job.resume:
+        folder = job.folder / IMITATION_FOLDER
+        if not folder.is_dir():
+            raise UsageError(f"--resume: {folder} is missing, so the model that this run began with is not known")
+        model, tokenizer = load(str(folder.absolute()))
+    else:
+        model, tokenizer = fresh(
+            size,
+            job.inputs.train.records,
+            objectives=job.args.objectives,
+            scales=job.inputs.scales,
+            template=job.template,
+            seed=job.args.seed,
+            max_length=job.max_prompt_length + job.max_response_length,
+        )
+    if job.lora_r is not None:
+        model = add_lora(model, rank=job.lora_r, alpha=job.lora_alpha)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    console.say(f"model: {job.model}, {parameters / 1e6:.2f}M parameters, {len(tokenizer)} tokens")
+    return model, tokenizer
+
+
+def _imitate(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str, Any]:
+    from amopo.trainer.demonstrations import demonstrations
+    from amopo.trainer.imitation import imitate
+
+    options = job.imitation
+    with console.stage("imitation"):
+        rows = demonstrations(
+            job.inputs.train.records,
+            tokenizer,
+            objectives=job.args.objectives,
+            scales=job.inputs.scales,
+            template=job.template,
+            conditioned=options.conditioned,
+            max_prompt_length=job.max_prompt_length,
+            max_response_length=job.max_response_length,
+            seed=job.args.seed,
+        )
+        with console.bar("imitation") as bar:
+            result = imitate(
+                model,
+                rows,
+                epochs=options.epochs,
+                token_budget=max(options.tokens_per_batch, max(map(len, rows))),
+                peak_lr=options.learning_rate,
+                pad=tokenizer.pad_token_id,
+                seed=job.args.seed,
+                on_step=lambda step, total, loss: bar.update(step, total, "" if loss is None else f"loss {loss:.3f}"),
+            )
+    folder = job.folder / IMITATION_FOLDER
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"demonstrations": len(rows), **dataclasses.asdict(options), **dataclasses.asdict(result)}
+
+
+def _tokenize(job: Job, pairs: list[Pair], tokenizer: Any) -> tuple[list[TokenizedSample], TokenizationReport]:
+    return tokenize_pairs(
+        pairs,
+        tokenizer,
+        objectives=job.args.objectives,
+        scales=job.inputs.scales,
+        template=job.template,
+        max_prompt_length=job.max_prompt_length,
+        max_response_length=job.max_response_length,
+    )
+
+
+def _make_trainer(
+    job: Job,
+    model: Any,
+    tokenizer: Any,
+    train: list[TokenizedSample],
+    evaluation: list[TokenizedSample],
+    console: Console,
+) -> Any:
+    from amopo.cli.callback import make_callback
+    from amopo.trainer.trainer import AMoPOTrainer
+
+    trainer = AMoPOTrainer(
+        model,
+        job.args,
+        train_dataset=train,
+        eval_dataset=evaluation or None,
+        processing_class=tokenizer,
+        callbacks=[make_callback(console)],
+    )
+    silence(trainer)
+    if job.args.head_budget is not None:
+        _check_budget(job, model, train)
+    return trainer
+
+
+def _check_budget(job: Job, model: Any, samples: list[TokenizedSample]) -> None:
+    """A budget that cannot hold the largest sample would otherwise show only when that sample comes up."""
+    weight = model.get_output_embeddings().weight
+    rows = max(sample.num_objectives * (len(sample.chosen) + len(sample.rejected)) for sample in samples)
+    shape = (rows, weight.shape[1], weight.shape[0])
+    try:
+        workspace_bytes(shape, weight.dtype, job.args.head_budget, device=weight.device)
+    except ValueError as error:
+        raise UsageError(f"--head-budget: {error}") from None
+
+
+def _measure(job: Job, trainer: Any, tokenizer: Any, console: Console, when: str) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    if trainer.eval_dataset is not None:
+        with console.stage("evaluation"):
+            measured["preferences"] = without_prefix(trainer.evaluate())
+            console.say(f"evaluated on held-out pairs, {when} training")
+    if job.measure is not None:
+        with console.stage("generation"):
+            measured["generation"] = job.measure(trainer.model, tokenizer)
+    return measured
+
+
+def _describe(job: Job, model: Any, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "name": job.model,
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "tokens": len(tokenizer),
+    }
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    own = {
+        name: getattr(job, name)
+        for name in ("model", "template", "max_prompt_length", "max_response_length", "dtype", "lora_r", "lora_alpha")
+    }
+    scales = {name: [scale.low, scale.high] for name, scale in job.inputs.scales.items()}
+    return {**own, "scales": scales, **job.args.to_dict()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity, and no keys but text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)

@@ -1,0 +1,67 @@
+"""The entry of the `amopo` command.
+
+`main(argv)` runs one command and returns the exit status: 0, or 2 for bad input, 1 for a failure, 130 for Ctrl-C.
+An error is exactly one line on stderr; `--debug` or AMOPO_DEBUG=1 shows the traceback instead.
+A command is a module of this folder with `DESCRIPTION`, `options()` and `run(settings)`, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from amopo import __version__
+from amopo.cli.errors import UsageError, did_you_mean, exit_status, one_line
+from amopo.cli.options import parse
+
+# command -> (module, one line for the overview)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("amopo.cli.train", "align a model to several objectives, from a preference file"),
+    "eval": ("amopo.cli.evaluate", "margins and accuracies of a model on a preference file, or its scores on tasks"),
+    "env": ("amopo.cli.env", "versions, devices, and which implementation of each operation runs"),
+    "demo": ("amopo.cli.demo", "the whole way on generated tasks, in a few minutes on a CPU"),
+}
+
+
+def overview() -> str:
+    lines = ["usage: amopo COMMAND [options]", "", "Aligns one language model to several objectives.", "", "commands:"]
+    lines += [f"  {name:<8}{text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "amopo COMMAND --help shows a command's options; amopo --version the version."]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Read when torch is loaded. Threads that spin while they wait make everything ten times slower as soon as another
+    # process wants one of few cores (measured on 2); yielding costs a few per cent when none does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"amopo {__version__}")
+        return 0
+    debug = "--debug" in argv or os.environ.get("AMOPO_DEBUG", "") not in ("", "0")
+    try:
+        return run_command(argv[0], argv[1:])
+    except SystemExit as stop:  # argparse, after printing the help
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        print("amopo: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"amopo: error: {one_line(error)}", file=sys.stderr)
+        return exit_status(error)
+
+
+def run_command(name: str, argv: Sequence[str]) -> int:
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
+    module = importlib.import_module(COMMANDS[name][0])
+    settings = parse(name, module.DESCRIPTION, module.options(), argv)
+    module.run(settings)
+    return 0

@@ -1,0 +1,81 @@
+"""The model that a command was asked for.
+
+`load(name, dtype=...)` -> model and tokenizer of a local folder or a Hub name; one clear `UsageError` if that fails.
+`fresh(size, records, ...)` -> a small untrained model, with a tokenizer trained on the records' texts.
+`add_lora(model, rank, alpha)` -> the model with LoRA adapters on its linear layers (not on the head).
+`need(package, extra)` raises a `UsageError` that names the extra to install.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from amopo.cli.errors import UsageError
+from amopo.data import PreferenceRecord, Scale, Template, get_template
+from amopo.trainer.scratch import SIZES, build_model, train_tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+def need(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"this command needs {package}: pip install 'amopo[{extra}]'")
+
+
+def load(name: str, *, dtype: str = "float32") -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    looks_local = name.startswith((".", "~")) or os.path.isabs(name) or name.count("/") > 1
+    folder = Path(name).expanduser()
+    if looks_local and not folder.is_dir():
+        raise UsageError(f"--model: the folder {name} does not exist")
+    source = str(folder) if folder.is_dir() else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"--model: cannot load {name}: {reason[:200]}{'...' if len(reason) > 200 else ''} "
+            f"Give a folder with a saved model, a Hub name, or scratch:{'|'.join(SIZES)}"
+        ) from error
+    return model, tokenizer
+
+
+def fresh(
+    size: str,
+    records: Sequence[PreferenceRecord],
+    *,
+    objectives: Sequence[str],
+    scales: dict[str, Scale],
+    template: str | Template,
+    seed: int,
+    max_length: int,
+) -> tuple[Any, Any]:
+    texts = [message["content"] for record in records for message in record.prompt]
+    texts += [response.text for record in records for response in record.responses]
+    # The template's words come up at every prompt, so they should be whole tokens.
+    words = [
+        get_template(template).text(objective=name, score=score, scale=scales[name])
+        for name in objectives
+        for score in (scales[name].low, scales[name].high)
+    ]
+    texts += words * (1 + len(records) // len(words))
+    tokenizer = train_tokenizer(texts, vocab_size=SIZES[size].vocab)
+    return build_model(size, tokenizer, seed=seed, max_length=max_length), tokenizer
+
+
+def add_lora(model: Any, *, rank: int, alpha: float | None) -> Any:
+    need("peft", "peft")
+    from peft import LoraConfig, get_peft_model
+
+    if rank < 1:
+        raise UsageError(f"--lora-r: a rank of at least 1 is needed, not {rank}")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)

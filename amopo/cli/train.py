@@ -1,0 +1,234 @@
+"""`amopo train`: from a preference file to an aligned model.
+
+Reads, checks, tokenises; imitates first if the model is made from scratch; trains; saves model, tokenizer,
+`metrics.json` and `picture.png` in the output directory; shows before and after on the held-out pairs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from amopo.cli.console import Console
+from amopo.cli.errors import UsageError
+from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
+from amopo.cli.models import DTYPES, need
+from amopo.cli.options import Option, Settings, options_of
+from amopo.data import get_template
+from amopo.data.pairs import STRATEGIES
+from amopo.data.readers import FORMATS
+from amopo.data.scales import check_objectives
+from amopo.report.changes import Change, Section
+
+DESCRIPTION = "Aligns a model to several objectives, from a file of scored responses."
+
+# Fields of AMoPOConfig that --help shows; --help-all shows every one.
+IMPORTANT = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "beta",
+    "gamma",
+    "weights",
+    "objective_weights",
+    "tokens_per_batch",
+    "gradient_accumulation_steps",
+    "bf16",
+    "gradient_checkpointing",
+    "save_steps",
+    "logging_steps",
+    "seed",
+)
+HELP = {
+    "num_train_epochs": "passes over the training pairs",
+    "max_steps": "optimizer steps; overrides the epochs",
+    "gradient_accumulation_steps": "micro-batches per optimizer step",
+    "learning_rate": "peak of the learning rate",
+    "beta": "scale of the reward",
+    "gamma": "margin that a pair must exceed",
+    "weights": "where the objectives' weights come from, or fixed",
+    "objective_weights": "with --weights fixed: one number per objective",
+    "tokens_per_batch": "most tokens of a micro-batch, which holds whole samples",
+    "bf16": "mixed precision in bfloat16",
+    "gradient_checkpointing": "recompute activations to save memory",
+    "save_steps": "steps between checkpoints",
+    "logging_steps": "steps between logs; below 1: a share of all steps",
+    "seed": "seed of everything that is drawn",
+}
+# Where the command's defaults differ: about 40 points on each curve, however long the run is.
+DEFAULTS = {"logging_steps": 0.025}
+# Settings that are the command's own, that it decides, or that the trainer does not read.
+OWN = (
+    "objectives",
+    "output_dir",
+    "disable_tqdm",
+    "report_to",
+    "debug",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "resume_from_checkpoint",
+    "local_rank",
+)
+
+
+def data_options() -> list[Option]:
+    """What `amopo train` and `amopo eval` share."""
+    return [
+        Option("model", str, "folder, Hub name, or scratch:tiny for a new small model", metavar="M", required=True),
+        Option("data", str, "JSONL file of prompts with scored responses", metavar="FILE", required=True),
+        Option("objectives", list[str], "names of the objectives: a,b,c", metavar="A,B,C", required=True),
+        Option("scales", dict | str | None, "scale of each objective", default=None, metavar="A=1:6,B=0:4"),
+        Option("format", str, f"of the file: {', '.join(FORMATS)}", default="auto", important=False),
+        Option("template", str, "how an objective is written into a prompt", default="rubric"),
+        Option("pairs", str, f"which responses are compared: {', '.join(STRATEGIES)}", default="best_worst"),
+        Option(
+            "score_weights",
+            Any,
+            "weights of the scores, which decide who is chosen",
+            default=None,
+            metavar="A=2,B=1",
+        ),
+        Option("max_prompt_length", int, "longest prompt in tokens", default=512),
+        Option("max_response_length", int, "longest response in tokens", default=512),
+        Option("dtype", str, f"of the loaded weights: {', '.join(DTYPES)}", default="float32", important=False),
+    ]
+
+
+def options() -> list[Option]:
+    need("transformers", "hf")
+    from amopo.trainer.config import AMoPOConfig
+
+    own = [
+        *data_options(),
+        Option("output_dir", str, "where the model and metrics.json go", default="runs/train", metavar="DIR"),
+        Option(
+            "eval_data", str | None, "file to evaluate on, instead of a held-out part", default=None, metavar="FILE"
+        ),
+        Option("eval_fraction", float, "share of the prompts that is held out", default=0.1),
+        Option("resume", bool | str | None, "go on from the last checkpoint, or from the given one", default=None),
+        Option("lora_r", int | None, "train LoRA adapters of this rank instead of all weights", default=None),
+        Option("lora_alpha", float | None, "scale of the adapters (default: twice the rank)", default=None),
+        Option("imitation_epochs", float, "for scratch models: passes of imitation first", default=3.0),
+        Option("imitation_learning_rate", float, "for scratch models", default=2e-3, important=False),
+        Option("imitation_tokens", int, "tokens per imitation step", default=4096, important=False),
+        Option("imitation_conditioned", float, "share of prompts with a template", default=0.5, important=False),
+        Option("report_to", str, "tracker that metrics are sent to", default="none", important=False),
+    ]
+    trainers = options_of(AMoPOConfig, important=IMPORTANT, exclude=OWN, help=HELP)
+    return own + [replace(option, default=DEFAULTS.get(option.name, option.default)) for option in trainers]
+
+
+def run(settings: Settings) -> None:
+    console = Console(quiet=settings.quiet)
+    check_choices(settings)
+    args = make_config(settings)
+    with console.stage("read"):
+        inputs = read(settings, eval_data=settings.eval_data, eval_fraction=settings.eval_fraction, seed=args.seed)
+    for line in inputs.lines():
+        console.say(line)
+    quiet_libraries(settings)
+    from amopo.cli.job import Imitation, Job, run_job
+
+    job = Job(
+        command="train",
+        model=settings.model,
+        inputs=inputs,
+        args=args,
+        template=settings.template,
+        max_prompt_length=settings.max_prompt_length,
+        max_response_length=settings.max_response_length,
+        dtype=settings.dtype,
+        resume=settings.resume,
+        lora_r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        imitation=Imitation(
+            epochs=settings.imitation_epochs,
+            learning_rate=settings.imitation_learning_rate,
+            tokens_per_batch=settings.imitation_tokens,
+            conditioned=settings.imitation_conditioned,
+        ),
+    )
+    metrics = run_job(job, console)
+    report(metrics, args.objectives, job.folder, console)
+
+
+def check_choices(settings: Settings) -> None:
+    """Names among which there is a choice, before any file is read."""
+    check_objectives(settings.objectives)
+    get_template(settings.template)
+    for name, known in (("format", FORMATS), ("pairs", STRATEGIES), ("dtype", DTYPES)):
+        if getattr(settings, name) not in known:
+            raise UsageError(f"--{name}: {getattr(settings, name)!r} is not one of {', '.join(known)}")
+    for name in ("imitation_epochs", "imitation_learning_rate", "imitation_tokens"):
+        if name in settings.values and not settings.values[name] > 0:
+            raise UsageError(f"--{name.replace('_', '-')}: a number above 0 is needed, not {settings.values[name]}")
+    if not 0 <= settings.values.get("imitation_conditioned", 0) <= 1:
+        raise UsageError(f"--imitation-conditioned: a share between 0 and 1, not {settings.imitation_conditioned}")
+
+
+def make_config(settings: Settings) -> Any:
+    """The trainer's settings; raises for what cannot work, an output directory that cannot be written included."""
+    from amopo.trainer.config import AMoPOConfig
+
+    names = {option.name for option in options_of(AMoPOConfig, exclude=OWN)}
+    given = {name: settings.values[name] for name in settings.given if name in names}
+    given = DEFAULTS | given
+    args = AMoPOConfig(
+        output_dir=settings.output_dir, objectives=settings.objectives, report_to=settings.report_to, **given
+    )
+    args.disable_tqdm = True  # amopo.cli.callback shows the progress
+    return args
+
+
+def read(settings: Settings, **options: Any) -> Inputs:
+    return read_inputs(
+        settings.data,
+        objectives=settings.objectives,
+        scales=read_scales(settings.scales),
+        format=settings.format,
+        strategy=settings.pairs,
+        score_weights=read_score_weights(settings.score_weights),
+        **options,
+    )
+
+
+def quiet_libraries(settings: Settings) -> None:
+    """Other libraries' progress bars and notices: off, unless errors are being looked for."""
+    import transformers
+
+    if not settings.debug:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+
+def preference_sections(
+    before: Mapping[str, float], after: Mapping[str, float], objectives: Sequence[str]
+) -> list[Section]:
+    """Accuracies and margins on held-out pairs, per objective."""
+    sections = []
+    for title, metric in (
+        ("held-out pairs: accuracy", "rewards/accuracies"),
+        ("held-out pairs: margin", "rewards/margins"),
+    ):
+        changes = [Change(name, before[f"{metric}/{name}"], after[f"{metric}/{name}"], digits=3) for name in objectives]
+        sections.append(Section(title, [*changes, Change("mean", before[metric], after[metric], digits=3)]))
+    return sections
+
+
+def report(metrics: Mapping[str, Any], objectives: Sequence[str], folder: Any, console: Console) -> None:
+    from amopo.report.picture import draw, margin_curves
+    from amopo.report.table import show
+
+    preferences = metrics.get("preferences")
+    if preferences is not None:
+        sections = preference_sections(preferences["before"], preferences["after"], objectives)
+        console.say()
+        if not console.quiet:
+            show(sections)
+        if importlib.util.find_spec("matplotlib") is not None:
+            curves = margin_curves(metrics["log_history"], objectives)
+            draw(folder / "picture.png", sections[0], curves, title="amopo train", unit="accuracy", limits=(0, 1))
+    console.say(f"saved in {folder}")

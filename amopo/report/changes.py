@@ -1,0 +1,53 @@
+"""Numbers before and after training.
+
+`Change(name, before, after)`: one measured quantity, with the standard errors of both means where they are known.
+`direction` says "rose", "fell", "same" if the shown digits agree, or "unclear" if the difference is within two standard
+errors of itself. `relative` is the change as a part of the start; None for a start at or below 0.
+`Section(title, changes)`: quantities that belong together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Change:
+    name: str
+    before: float
+    after: float
+    before_error: float | None = None
+    after_error: float | None = None
+    digits: int = 2
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the difference, as of two independent means."""
+        if self.before_error is None or self.after_error is None:
+            return None
+        return math.hypot(self.before_error, self.after_error)
+
+    @property
+    def relative(self) -> float | None:
+        return self.difference / self.before if self.before > 0 else None
+
+    @property
+    def direction(self) -> str:
+        shown = round(self.after, self.digits) - round(self.before, self.digits)
+        if abs(shown) < 0.5 * 10**-self.digits:
+            return "same"
+        if self.error is not None and abs(self.difference) <= 2 * self.error:
+            return "unclear"
+        return "rose" if shown > 0 else "fell"
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    changes: Sequence[Change] = field(default_factory=tuple)
