@@ -1,6 +1,8 @@
 # make demo | test | lint | bench | clean. The first call creates .venv and installs; later calls only run.
 #   make demo QUICK=1        the demo in under a minute
 #   make test ARGS="-k loss" passes arguments to pytest
+#   make bench               the benchmarks of this machine's real shapes, into bench/results
+#   make gpu-evidence OUT=d  GPU tests and benchmarks in parts of under nine minutes, run by $(PYTHON)
 #   PYTHON=python3.12        which interpreter the environment is made from
 PYTHON ?= python3
 # torch goes in first, so that everything after it (which may look for torch while being built) finds this version.
@@ -17,7 +19,7 @@ export PYTHONPATH := .:kernels
 # Threads yield while they wait; spinning makes everything many times slower when another process needs a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench gpu-evidence clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/cpu/*)
@@ -45,7 +47,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest bench $(ARGS)
+	$(BIN)/python -m pytest bench --full --bench-results bench/results $(ARGS)
+
+# No environment of its own: a machine with a GPU brings its torch and triton. PART=name runs one part.
+gpu-evidence:
+	@test -n "$(OUT)" || { echo "name a folder: make gpu-evidence OUT=dir [PART=name] [ARGS=--dry-run]" >&2; exit 1; }
+	$(PYTHON) -m bench.evidence --out "$(OUT)" $(if $(PART),--part $(PART)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks

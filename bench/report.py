@@ -1,0 +1,76 @@
+"""Committed results to docs/benchmarks.md: `python -m bench.report`.
+
+Replaces what stands between the two markers of the document and draws its pictures beside it. A device whose folder
+holds no result of real shapes says "pending"; so does an expected device without a folder (`--expect`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.common.machine import slug
+from bench.common.plots import plot_head
+from bench.common.tables import device_section, read_device
+
+BEGIN, END = "<!-- results: begin (python -m bench.report) -->", "<!-- results: end -->"
+EXPECTED = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
+
+
+def between_markers(document: str, text: str, name: str = "the document") -> str:
+    """The document with `text` between its markers."""
+    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+        raise ValueError(f"{name} must hold each of these lines once, in this order: {BEGIN!r}, {END!r}")
+    head, rest = document.split(BEGIN)
+    return f"{head}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.split(END)[1]}"
+
+
+def render(results: Path, pictures: Path, expected: tuple[str, ...] = EXPECTED, *, draw: bool = True) -> str:
+    """Markdown of all devices below `results`; pictures are drawn in `pictures` (else linked if there)."""
+    parts = []
+    folders = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
+    for folder in folders:
+        found = read_device(folder)
+        if not found:
+            parts.append(f"## {folder.name}\n\npending: no result of real shapes yet.")
+            continue
+        name = next(iter(found.values()))["runs"][-1]["machine"]["device"]
+        links = []
+        for question in ("head_full", "head_frozen"):
+            picture = pictures / f"{folder.name}-{question}.svg"
+            if draw:
+                pictures.mkdir(parents=True, exist_ok=True)
+            if question in found and (plot_head(found[question], picture) if draw else picture.exists()):
+                links.append(f"![{question} on {name}]({pictures.name}/{picture.name})")
+        section = device_section(name, found)
+        if links:
+            title, rest = section.split("\n", 1)
+            section = title + "\n\n" + "\n\n".join(links) + "\n" + rest
+        parts.append(section)
+    there = {folder.name for folder in folders}
+    parts += [f"## {name}\n\npending: no result on this device yet." for name in expected if slug(name) not in there]
+    return "\n\n".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("bench/results"))
+    parser.add_argument("--document", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the document is not up to date")
+    options = parser.parse_args(arguments)
+    before = options.document.read_text(encoding="utf-8")
+    pictures = options.document.parent / "benchmarks"
+    text = render(options.results, pictures, draw=not options.check)
+    after = between_markers(before, text, str(options.document))
+    if options.check:
+        if after != before:
+            print(f"{options.document} is not what the results say; run python -m bench.report", file=sys.stderr)
+        return int(after != before)
+    options.document.write_text(after, encoding="utf-8")
+    print(f"wrote {options.document}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
