@@ -35,11 +35,12 @@ def test_variance_of_confident_tokens_does_not_cancel():
     assert abs(naive - float(exact)) > 0.5 * float(exact)  # the trap is real
 
 
-def test_only_the_sum_carries_gradients():
-    logps = (-torch.rand(9, dtype=torch.float64)).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_only_the_sum_carries_gradients(dtype):
+    logps = (-torch.rand(9, dtype=dtype)).requires_grad_()
     stats = sequence_stats(logps, cut([4, 2, 3]))
     assert stats.sum_logp.requires_grad and not any(field.requires_grad for field in stats[1:])
-    (gradient,) = torch.autograd.grad(stats.sum_logp, logps, torch.tensor([2.0, -1.0, 0.5]).double())
+    (gradient,) = torch.autograd.grad(stats.sum_logp, logps, torch.tensor([2.0, -1.0, 0.5]).to(dtype))
     assert gradient.tolist() == [2.0] * 4 + [-1.0] * 2 + [0.5] * 3
 
 
