@@ -34,8 +34,8 @@ class Plan:
 
     train_prompts: int = 6000
     eval_prompts: int = 240
-    imitation_epochs: float = 1.9
-    max_steps: int = 60
+    imitation_epochs: float = 1.3
+    max_steps: int = 50
 
 
 FULL = Plan()

@@ -209,12 +209,13 @@ def preference_sections(
 ) -> list[Section]:
     """Accuracies and margins on held-out pairs, per objective."""
     sections = []
-    for title, metric in (
-        ("held-out pairs: accuracy", "rewards/accuracies"),
-        ("held-out pairs: margin", "rewards/margins"),
+    for title, metric, signed in (
+        ("held-out pairs: accuracy", "rewards/accuracies", False),
+        ("held-out pairs: margin", "rewards/margins", True),
     ):
-        changes = [Change(name, before[f"{metric}/{name}"], after[f"{metric}/{name}"], digits=3) for name in objectives]
-        sections.append(Section(title, [*changes, Change("mean", before[metric], after[metric], digits=3)]))
+        keys = {name: f"{metric}/{name}" for name in objectives} | {"mean": metric}
+        changes = [Change(name, before[key], after[key], digits=3, signed=signed) for name, key in keys.items()]
+        sections.append(Section(title, changes))
     return sections
 
 

@@ -2,7 +2,8 @@
 
 `Change(name, before, after)`: one measured quantity, with the standard errors of both means where they are known.
 `direction` says "rose", "fell", "same" if the shown digits agree, or "unclear" if the difference is within two standard
-errors of itself. `relative` is the change as a part of the start; None for a start at or below 0.
+errors of itself. `relative` is the change as a part of the start; None for a start at or below 0, and for what is
+`signed`: of a margin near 0 any change is many times the start, which says nothing.
 `Section(title, changes)`: quantities that belong together.
 """
 
@@ -21,6 +22,7 @@ class Change:
     before_error: float | None = None
     after_error: float | None = None
     digits: int = 2
+    signed: bool = False
 
     @property
     def difference(self) -> float:
@@ -35,7 +37,7 @@ class Change:
 
     @property
     def relative(self) -> float | None:
-        return self.difference / self.before if self.before > 0 else None
+        return self.difference / self.before if self.before > 0 and not self.signed else None
 
     @property
     def direction(self) -> str:

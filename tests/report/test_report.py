@@ -34,6 +34,7 @@ def test_the_relative_change_needs_a_positive_start():
     assert Change("a", 2.0, 2.5).relative == pytest.approx(0.25)
     assert Change("margin", -0.1, 0.5).relative is None
     assert Change("margin", 0.0, 0.5).relative is None
+    assert Change("margin", 0.1, 0.5, signed=True).relative is None
 
 
 def test_the_table_shows_both_numbers_and_marks_what_fell():
