@@ -17,12 +17,26 @@ from amopo import objectives as objective_registry
 from amopo.objectives.official import GAMMA as OFFICIAL_GAMMA
 from amopo.objectives.official import official_losses, official_weights
 from amopo.weights import BUILT_IN, WeightSource, WeightStats, is_built_in, normalised_weights, resolve_weights
-from amopo_kernels.mobt import margins, pool_probabilities
+from amopo_kernels.mobt import LOGGED, logged_values, margins, pool_probabilities
 from amopo_kernels.mobt_op import mobt
 from amopo_kernels.segments import SequenceStats, sequence_stats
 
 Objective = str | Callable[..., Tensor]
 Weights = str | Tensor | WeightSource
+
+_METRICS = {
+    "reward_chosen": "rewards/chosen",
+    "reward_rejected": "rewards/rejected",
+    "margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "logp_chosen": "logps/chosen",
+    "logp_rejected": "logps/rejected",
+    "weight": "amopo/alpha",
+    "mean": "amopo/mu",
+    "std": "amopo/sigma",
+    "entropy": "amopo/alpha_entropy",
+}
+_NAMES = tuple(_METRICS[name] for name in LOGGED)
 
 
 @dataclass(frozen=True)
@@ -131,9 +145,8 @@ def loss_from_tokens(
             gamma=settings.gamma,
             pooled=settings.pooled,
         )
-        losses, weights, sums, lengths, mu, sigma = (
-            fused.losses, fused.weights, fused.sums, fused.lengths, fused.mean, fused.std
-        )  # fmt: skip
+        losses, weights, sums, lengths = fused.losses, fused.weights, fused.sums, fused.lengths
+        logged = fused.logged
     else:
         flat = sequence_stats(logps, offsets)
         if sequences is not None:
@@ -141,6 +154,7 @@ def loss_from_tokens(
         stats = SequenceStats(*(field.view(batch, num_objectives, 2) for field in flat))
         losses, weights, mu, sigma = _losses_from_stats(stats, settings, keys, step)
         sums, lengths = stats.sum_logp, stats.length
+        logged = logged_values(sums.detach(), lengths, weights, mu, sigma, settings.beta)
     if tuple(losses.shape) != (batch,):
         raise ValueError(f"the objective must return losses [B={batch}], got shape {tuple(losses.shape)}")
     loss_sum = losses.sum()
@@ -151,7 +165,7 @@ def loss_from_tokens(
         weights=weights,
         sum_logps=sums,
         lengths=lengths,
-        metrics=_metrics(sums.detach(), lengths, weights, mu, sigma, settings.beta),
+        metrics=_metrics(logged),
     )
 
 
@@ -212,25 +226,10 @@ def _noise_step(step: int | None) -> int | Tensor:
     return (draw ^ (draw >> 32)) & 0xFFFFFFFF
 
 
-def _metrics(
-    sums: Tensor, lengths: Tensor, weights: Tensor, mu: Tensor, sigma: Tensor, beta: float
-) -> dict[str, Tensor]:
-    with torch.no_grad():
-        rewards = beta * sums / lengths
-        margin = rewards[..., 0] - rewards[..., 1]
-        entropy = torch.special.entr(weights / weights.sum(-1, keepdim=True)).sum(-1)
-        per_sample = {
-            "rewards/chosen": rewards[..., 0],
-            "rewards/rejected": rewards[..., 1],
-            "rewards/margins": margin,
-            "rewards/accuracies": (margin > 0).to(margin.dtype),
-            "logps/chosen": sums[..., 0],
-            "logps/rejected": sums[..., 1],
-            "amopo/alpha": weights,
-            "amopo/mu": mu,
-            "amopo/sigma": sigma,
-            "amopo/alpha_entropy": entropy,
-        }
-        means = {name: value.mean(0) for name, value in per_sample.items()}
-        means["amopo/alpha_std"] = weights.std(0, unbiased=False)
-        return means
+def _metrics(logged: Tensor) -> dict[str, Tensor]:
+    """Means over the samples, from `[B, len(LOGGED), K]`: one launch, then views."""
+    spread, means = torch.std_mean(logged, dim=0, correction=0)
+    metrics = dict(zip(_NAMES, means.unbind(), strict=True))
+    metrics["amopo/alpha_entropy"] = metrics["amopo/alpha_entropy"][0]
+    metrics["amopo/alpha_std"] = spread[_NAMES.index("amopo/alpha")]
+    return metrics

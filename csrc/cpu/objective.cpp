@@ -80,8 +80,16 @@ void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<do
     margin[k] = a.beta * (chosen.sum_logp / t_w - rejected.sum_logp / t_l) - a.gamma;
     count_chosen[k] = t_w;
     count_rejected[k] = t_l;
-    a.mu[position] = static_cast<float>(mu);
-    a.sigma[position] = static_cast<float>(sigma);
+    const double reward_w = a.beta * chosen.sum_logp / t_w, reward_l = a.beta * rejected.sum_logp / t_l;
+    float* logged = a.logged + sample * kLogged * a.objectives + k;
+    const double values[] = {
+        reward_w, reward_l, reward_w - reward_l, reward_w > reward_l ? 1.0 : 0.0, chosen.sum_logp, rejected.sum_logp};
+    for (const double value : values) {
+      *logged = static_cast<float>(value);
+      logged += a.objectives;
+    }
+    logged[a.objectives] = static_cast<float>(mu); // behind alpha, which is not known yet
+    logged[2 * a.objectives] = static_cast<float>(sigma);
     a.sums[2 * position] = static_cast<float>(chosen.sum_logp);
     a.sums[2 * position + 1] = static_cast<float>(rejected.sum_logp);
     a.lengths[2 * position] = static_cast<float>(t_w);
@@ -90,6 +98,14 @@ void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<do
   if (a.weights == Weights::Gaussian || a.weights == Weights::Mean) {
     softmax(alpha);
   }
+  double total = 0.0, entropy = 0.0;
+  for (const double value : alpha) {
+    total += value;
+  }
+  for (const double value : alpha) { // given weights need not add up to 1; x ln x goes to 0 with x
+    entropy -= value > 0.0 ? value / total * std::log(value / total) : 0.0;
+  }
+  float* logged = a.logged + sample * kLogged * a.objectives;
   double loss = 0.0;
   for (std::int64_t k = 0; k < a.objectives; ++k) {
     const std::int64_t position = sample * a.objectives + k;
@@ -98,6 +114,8 @@ void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<do
     loss += alpha[k] * (std::max(-m, 0.0) + std::log1p(decay));
     const double slope = alpha[k] * a.beta * (m > 0.0 ? decay : 1.0) / (1.0 + decay);
     a.alpha[position] = static_cast<float>(alpha[k]);
+    logged[6 * a.objectives + k] = static_cast<float>(alpha[k]);
+    logged[9 * a.objectives + k] = static_cast<float>(entropy);
     a.coefficients[2 * position] = static_cast<float>(-slope / count_chosen[k]);
     a.coefficients[2 * position + 1] = static_cast<float>(slope / count_rejected[k]);
   }

@@ -7,6 +7,8 @@ namespace amopo {
 
 enum class Weights : int { Given = 0, Gaussian = 1, Mean = 2, Uniform = 3 };
 
+constexpr std::int64_t kLogged = 10;
+
 struct ObjectiveArguments {
   const float* logps; // [N]
   const std::int64_t *starts, *stops; // [B, K, 2]: sequence (sample, objective, chosen | rejected) of logps
@@ -19,8 +21,9 @@ struct ObjectiveArguments {
   std::uint64_t seed;
   std::uint32_t step;
   float* losses; // [B]
-  float *alpha, *mu, *sigma; // [B, K]
+  float* alpha; // [B, K]
   float *coefficients, *sums, *lengths; // [B, K, 2]
+  float* logged; // [B, kLogged, K], rows in the order of LOGGED in amopo_kernels/mobt.py
 };
 
 void mobt(const ObjectiveArguments& arguments);

@@ -59,7 +59,7 @@ Weights weights_named(const std::string& name) {
   return Weights::Uniform;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mobt_op(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mobt_op(
     const Tensor& logps,
     const Tensor& starts,
     const Tensor& stops,
@@ -107,18 +107,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mobt_op(
   const auto options = logps.options();
   Tensor losses = at::empty({samples}, options);
   Tensor alpha = at::empty({samples, objectives}, options);
-  Tensor mu = at::empty_like(alpha), sigma = at::empty_like(alpha);
   Tensor coefficients = at::empty({samples, objectives, 2}, options);
   Tensor sums = at::empty_like(coefficients), lengths = at::empty_like(coefficients);
+  Tensor logged = at::empty({samples, kLogged, objectives}, options);
   a.losses = losses.data_ptr<float>();
   a.alpha = alpha.data_ptr<float>();
-  a.mu = mu.data_ptr<float>();
-  a.sigma = sigma.data_ptr<float>();
   a.coefficients = coefficients.data_ptr<float>();
   a.sums = sums.data_ptr<float>();
   a.lengths = lengths.data_ptr<float>();
+  a.logged = logged.data_ptr<float>();
   mobt(a);
-  return {losses, alpha, coefficients, sums, lengths, mu, sigma};
+  return {losses, alpha, coefficients, sums, lengths, logged};
 }
 
 } // namespace

@@ -18,6 +18,20 @@ from amopo_kernels.segments import segment_moments
 
 POOLING = ("union", "sum")
 
+# What `logged_values` holds, one row each.
+LOGGED = (
+    "reward_chosen",  # beta * mean token log-prob
+    "reward_rejected",
+    "margin",  # their difference, without gamma
+    "accuracy",  # 1 where the margin is positive
+    "logp_chosen",  # sum of token log-probs
+    "logp_rejected",
+    "weight",
+    "mean",  # of the token probabilities of both responses, pooled
+    "std",
+    "entropy",  # of the sample's weights; the same number for every objective
+)
+
 
 def pool_probabilities(
     mean: Tensor, variance: Tensor, lengths: Tensor, *, pooled: str = "union"
@@ -56,6 +70,24 @@ def bradley_terry_losses(margin: Tensor, weights: Tensor) -> Tensor:
     return torch.sum(weights.detach() * F.softplus(-margin), dim=-1)
 
 
+def logged_values(sums: Tensor, lengths: Tensor, weights: Tensor, mean: Tensor, std: Tensor, beta: float) -> Tensor:
+    """What training logs of each (sample, objective): `[B, len(LOGGED), K]`, detached, in the order of `LOGGED`.
+
+    Args:
+        sums, lengths: `[B, K, 2]`. weights, mean, std: `[B, K]`.
+    """
+    with torch.no_grad():
+        rewards = beta * sums / lengths
+        margin = rewards[..., 0] - rewards[..., 1]
+        share = weights / weights.sum(-1, keepdim=True)
+        entropy = torch.special.entr(share).sum(-1, keepdim=True).expand_as(weights)
+        columns = (
+            rewards[..., 0], rewards[..., 1], margin, (margin > 0).to(margin.dtype), sums[..., 0], sums[..., 1],
+            weights, mean, std, entropy,
+        )  # fmt: skip
+        return torch.stack(columns, dim=1)
+
+
 def mobt_eager(
     logps: Tensor,
     starts: Tensor,
@@ -86,4 +118,5 @@ def mobt_eager(
     margin = margins(sums, lengths, beta=beta, gamma=gamma)
     slope = alpha * beta * torch.sigmoid(-margin)
     coefficients = torch.stack([-slope / lengths[..., 0], slope / lengths[..., 1]], dim=-1)
-    return bradley_terry_losses(margin, alpha), alpha, coefficients, sums, lengths, mean, std
+    logged = logged_values(sums, lengths, alpha, mean, std, beta)
+    return bradley_terry_losses(margin, alpha), alpha, coefficients, sums, lengths, logged

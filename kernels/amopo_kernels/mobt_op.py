@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 
 from amopo_kernels import backend
-from amopo_kernels.mobt import mobt_eager
+from amopo_kernels.mobt import LOGGED, mobt_eager
 from amopo_kernels.segments import expand_segments
 
 SOURCES = ("gaussian", "mean", "uniform", "given")
 
 
 class Mobt(NamedTuple):
-    """losses `[B]` and sums `[B, K, 2]` (both differentiable), weights, mean, std `[B, K]`, the others `[B, K, 2]`."""
+    """losses `[B]` and sums `[B, K, 2]` (both differentiable), weights `[B, K]`, coefficients and lengths `[B, K, 2]`.
+
+    logged: `[B, len(LOGGED), K]`, see `mobt.LOGGED`; a mean over the samples makes them metrics.
+    """
 
     losses: Tensor
     weights: Tensor
     coefficients: Tensor
     sums: Tensor
     lengths: Tensor
-    mean: Tensor
-    std: Tensor
+    logged: Tensor
 
 
 def mobt(
@@ -78,7 +80,7 @@ def _mobt_op(
     beta: float,
     gamma: float,
     pooled: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     module = backend.module_for("mobt", logps)
     run = mobt_eager if module is None else module.mobt
     return run(
@@ -90,8 +92,9 @@ def _mobt_op(
 @_mobt_op.register_fake
 def _(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled):
     samples, objectives, _ = starts.shape
-    pair, single = (samples, objectives, 2), (samples, objectives)
-    return tuple(logps.new_empty(shape) for shape in ((samples,), single, pair, pair, pair, single, single))
+    pair, logged = (samples, objectives, 2), (samples, len(LOGGED), objectives)
+    shapes = ((samples,), (samples, objectives), pair, pair, pair, logged)
+    return tuple(logps.new_empty(shape) for shape in shapes)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -8,7 +8,7 @@ trailing underscore writes G over the logits. No operation here carries a gradie
     tile_pass        G of a vocabulary tile from a row's reference, mass and factor
     segment_moments  logps [N], starts, stops -> sum, length, mean and variance of probabilities per segment
     mobt_forward     logps [N], starts, stops [B, K, 2] -> losses [B], weights [B, K], coefficients, sums,
-                     lengths [B, K, 2], mean, std [B, K]
+                     lengths [B, K, 2], logged [B, len(LOGGED), K]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from amopo_kernels import row_pass as rows
-from amopo_kernels.mobt import mobt_eager
+from amopo_kernels.mobt import LOGGED, mobt_eager
 from amopo_kernels.segments import segment_moments
 
 _BLOCK_BYTES = 8 << 20
@@ -32,7 +32,7 @@ SCHEMAS = (
     f"tile_pass_(Tensor(a!) logits, {_HEAD}, {_KNOWN}) -> ()",
     "segment_moments(Tensor logps, Tensor starts, Tensor stops) -> (Tensor, Tensor, Tensor, Tensor)",
     "mobt_forward(Tensor logps, Tensor starts, Tensor stops, str weights, Tensor? given, Tensor sample_ids, int seed, "
-    "Tensor step, float beta, float gamma, str pooled) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor step, float beta, float gamma, str pooled) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 _LIBRARY = torch.library.Library("amopo", "FRAGMENT")
@@ -125,5 +125,6 @@ def _fake_moments(logps, starts, stops):
 @torch.library.register_fake("amopo::mobt_forward", lib=_LIBRARY)
 def _fake_mobt(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled):
     samples, objectives, _ = starts.shape
-    pair, single = (samples, objectives, 2), (samples, objectives)
-    return tuple(logps.new_empty(shape) for shape in ((samples,), single, pair, pair, pair, single, single))
+    pair, logged = (samples, objectives, 2), (samples, len(LOGGED), objectives)
+    shapes = ((samples,), (samples, objectives), pair, pair, pair, logged)
+    return tuple(logps.new_empty(shape) for shape in shapes)

@@ -98,6 +98,23 @@ def amopo_sample_loss(
     return loss
 
 
+def logged_values(
+    chosen_logps: list[Tensor], rejected_logps: list[Tensor], alpha: Tensor, *, beta: float, pooled: str
+) -> Tensor:
+    """What training logs of one sample, `[len(LOGGED), K]` in the order of `amopo_kernels.mobt.LOGGED`, detached."""
+    mu, sigma = weight_distribution(chosen_logps, rejected_logps, pooled=pooled)
+    share = alpha / alpha.sum()
+    entropy = -sum((p * p.log() for p in share if p > 0), share.new_zeros(()))
+    columns = []
+    for k, (chosen, rejected) in enumerate(zip(chosen_logps, rejected_logps, strict=True)):
+        reward_chosen, reward_rejected = beta * chosen.mean(), beta * rejected.mean()
+        margin = reward_chosen - reward_rejected
+        sums = [chosen.sum(), rejected.sum()]
+        rewards = [reward_chosen, reward_rejected, margin, (margin > 0).to(margin.dtype)]
+        columns.append(torch.stack([*rewards, *sums, alpha[k], mu[k], sigma[k], entropy]))
+    return torch.stack(columns, dim=1).detach()
+
+
 def official_loss(
     chosen_logps: list[list[Tensor]],
     rejected_logps: list[list[Tensor]],

@@ -74,6 +74,23 @@ def test_losses_weights_and_gradient_match_fp64(dtype, tol, objectives, weights,
     torch.testing.assert_close(got.double(), exact, rtol=20 * tol, atol=tol)
 
 
+@pytest.mark.parametrize("dtype, tol", DTYPES, ids=str)
+@pytest.mark.parametrize("weights, pooled", [("gaussian", "union"), ("given", "union"), ("mean", "sum")])
+def test_what_training_logs_matches_fp64(dtype, tol, weights, pooled):
+    tokens = Tokens(2, 5, dtype)
+    given = torch.rand(2, 5).to(dtype) if weights == "given" else None
+    if weights == "given":
+        given[0, 1] = 0.0  # adds nothing to the entropy
+    result = tokens.run(weights=weights, pooled=pooled, given=given, beta=2.0)
+    logps = tokens.logps.detach().double()
+    for sample in range(2):
+        sides = [[logps[tokens.starts[sample, k, s] : tokens.stops[sample, k, s]] for k in range(5)] for s in range(2)]
+        alpha = result.weights[sample].detach().double()
+        exact = reference.logged_values(*sides, alpha, beta=2.0, pooled=pooled)
+        torch.testing.assert_close(result.logged[sample].double(), exact, rtol=10 * tol, atol=10 * tol)
+    assert not result.logged.requires_grad
+
+
 def test_given_weights():
     tokens = Tokens(2, 3, torch.float32)
     given = torch.softmax(torch.randn(2, 3), -1)

@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from amopo_kernels.mobt import LOGGED
 from amopo_kernels.row_pass import RowState, Transform
 from amopo_kernels.triton.configs import Config, config
 from amopo_kernels.triton.gather import gather_rows_kernel, scale_rows_kernel, scatter_rows_kernel
@@ -123,23 +124,24 @@ def mobt(
     gamma: float,
     pooled: str,
 ) -> tuple[Tensor, ...]:
-    """losses `[B]`; weights `[B, K]`; coefficients, sums, lengths `[B, K, 2]`; mean, std `[B, K]`, all fp32."""
+    """losses `[B]`; weights `[B, K]`; coefficients, sums, lengths `[B, K, 2]`; logged `[B, 10, K]`, all fp32."""
     samples, num_objectives = starts.shape[:2]
     options = {"dtype": torch.float32, "device": logps.device}
     losses = torch.empty(samples, **options)
-    alpha, mean, std = (torch.empty(samples, num_objectives, **options) for _ in range(3))
+    alpha = torch.empty(samples, num_objectives, **options)
+    logged = torch.empty(samples, len(LOGGED), num_objectives, **options)
     coefficients, sums, lengths = (torch.empty(samples, num_objectives, 2, **options) for _ in range(3))
     setting, device = _start("mobt", logps)
     signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed  # Triton passes integers as signed
     with device:
         mobt_kernel[(samples,)](
             logps, starts, stops, alpha if given is None else given, sample_ids, step, losses, alpha, coefficients,
-            sums, lengths, mean, std, signed_seed, num_objectives, beta, gamma,
+            sums, lengths, logged, signed_seed, num_objectives, beta, gamma,
             WEIGHTS=_WEIGHTS[weights], UNION=pooled == "union",
             OBJECTIVES=max(2, triton.next_power_of_2(num_objectives)),
             BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
         )  # fmt: skip
-    return losses, alpha, coefficients, sums, lengths, mean, std
+    return losses, alpha, coefficients, sums, lengths, logged
 
 
 def expand_segments(values: Tensor, starts: Tensor, stops: Tensor, length: int) -> Tensor:

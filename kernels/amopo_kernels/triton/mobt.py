@@ -2,8 +2,9 @@
 
 One program per sample does what `segments`, `mobt` and `weights` do in eager form: moments of the sample's 2K
 sequences, pooled mean and deviation (Eq. 10), weights (gaussian with Philox in the kernel, mean, uniform, given), the
-K log-sigmoid terms (Eq. 9) and `dL / dlogp` of each sequence's tokens. The backward is that coefficient times the
-upstream gradient. Losses of samples are added by a second, deterministic reduction outside: no atomics.
+K log-sigmoid terms (Eq. 9), `dL / dlogp` of each sequence's tokens and what training logs. The backward is that
+derivative times the upstream gradient. Losses of samples are added by a second, deterministic reduction outside: no
+atomics.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def mobt_kernel(
     coefficients_ptr,
     sums_ptr,
     lengths_ptr,
-    mean_ptr,
-    std_ptr,
+    logged_ptr,
     seed,
     num_objectives,
     beta,
@@ -114,14 +114,29 @@ def mobt_kernel(
     slope = alpha * beta * tl.where(margin > 0.0, decay, 1.0) / (1.0 + decay)
     tl.store(loss_ptr + sample, tl.sum(tl.where(real, alpha * softplus, 0.0), 0))
     tl.store(weights_ptr + position, alpha, mask=real)
-    tl.store(mean_ptr + position, mu, mask=real)
-    tl.store(std_ptr + position, sigma, mask=real)
     tl.store(coefficients_ptr + 2 * position, -slope / count_w, mask=real)
     tl.store(coefficients_ptr + 2 * position + 1, slope / count_l, mask=real)
     tl.store(sums_ptr + 2 * position, sum_w, mask=real)
     tl.store(sums_ptr + 2 * position + 1, sum_l, mask=real)
     tl.store(lengths_ptr + 2 * position, count_w, mask=real)
     tl.store(lengths_ptr + 2 * position + 1, count_l, mask=real)
+
+    # in the order of mobt.LOGGED
+    reward_w, reward_l = beta * sum_w / count_w, beta * sum_l / count_l
+    # Given weights need not add up to 1; x ln x goes to 0 with x.
+    share = tl.where(real, alpha, 0.0) / tl.sum(tl.where(real, alpha, 0.0), 0)
+    entropy = -tl.sum(tl.where(share > 0.0, share * tl.log(tl.where(share > 0.0, share, 1.0)), 0.0), 0)
+    row = logged_ptr + sample * 10 * num_objectives + objectives
+    tl.store(row, reward_w, mask=real)
+    tl.store(row + num_objectives, reward_l, mask=real)
+    tl.store(row + 2 * num_objectives, reward_w - reward_l, mask=real)
+    tl.store(row + 3 * num_objectives, (reward_w > reward_l).to(tl.float32), mask=real)
+    tl.store(row + 4 * num_objectives, sum_w, mask=real)
+    tl.store(row + 5 * num_objectives, sum_l, mask=real)
+    tl.store(row + 6 * num_objectives, alpha, mask=real)
+    tl.store(row + 7 * num_objectives, mu, mask=real)
+    tl.store(row + 8 * num_objectives, sigma, mask=real)
+    tl.store(row + 9 * num_objectives, zeros + entropy, mask=real)
 
 
 @triton.jit
