@@ -9,8 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amopo_kernels.head_op import linear_logprobs_backward_op, linear_logprobs_op
+from amopo_kernels.mobt_op import _mobt_op
+from amopo_kernels.segments import _sequence_stats_op, expand_segments
 
-_IMPLEMENTATIONS = {op._opoverload: op._init_fn for op in (linear_logprobs_op, linear_logprobs_backward_op)}
+_OPERATORS = (linear_logprobs_op, linear_logprobs_backward_op, _mobt_op, _sequence_stats_op, expand_segments)
+_IMPLEMENTATIONS = {op._opoverload: op._init_fn for op in _OPERATORS}
 
 
 def implementation_of(func):
