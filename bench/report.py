@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.common.machine import slug
 from bench.common.plots import plot_head
 from bench.common.tables import device_section, read_device
+from bench.common.targets import target_section
 
 BEGIN, END = "<!-- results: begin (python -m bench.report) -->", "<!-- results: end -->"
 EXPECTED = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
@@ -44,9 +45,9 @@ def render(results: Path, pictures: Path, expected: tuple[str, ...] = EXPECTED, 
             if question in found and (plot_head(found[question], picture) if draw else picture.exists()):
                 links.append(f"![{question} on {name}]({pictures.name}/{picture.name})")
         section = device_section(name, found)
-        if links:
-            title, rest = section.split("\n", 1)
-            section = title + "\n\n" + "\n\n".join(links) + "\n" + rest
+        first = [*links, target_section(found)]
+        title, rest = section.split("\n", 1)
+        section = "\n\n".join([title, *filter(None, first)]) + "\n" + rest
         parts.append(section)
     there = {folder.name for folder in folders}
     parts += [f"## {name}\n\npending: no result on this device yet." for name in expected if slug(name) not in there]

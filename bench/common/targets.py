@@ -1,0 +1,135 @@
+"""What the head set out to reach, and what was measured: a table per device.
+
+A target is a ratio to something measured in the same race. Where a target over a peer lies below the bare products,
+which no exact method can undercut, the table says so with the floor's own ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.common.tables import fastest_peer, floor_of, gradient_error, grouped, table
+
+Row = tuple[str, str, str, str, str]  # what, where, target, measured, reached
+HEADER = ["what", "where", "target", "measured", "reached"]
+
+
+def _median(record: dict) -> float:
+    return record["stats"]["median"]
+
+
+def _measured(records: list[dict], *, start: str = "", role: str = "", task: str = "") -> list[dict]:
+    return [
+        r for r in records
+        if "stats" in r and r["key"]["provider"].startswith(start)
+        and role in ("", r["info"].get("role")) and task in ("", r["info"].get("task"))
+    ]  # fmt: skip
+
+
+def _fastest(records: list[dict]) -> dict | None:
+    return min(records, key=_median, default=None)
+
+
+def at_most(what: str, where: str, limit: float, ours: float, other: float, floor: float | None = None) -> Row:
+    """`ours / other` should not exceed `limit`."""
+    ratio = ours / other
+    reached = "yes" if ratio <= limit else "no"
+    if ratio > limit and floor is not None and floor / other > limit:
+        reached = f"no: the bare products alone take {floor / other:.2f}x"
+    return what, where, f"<= {limit:.2f}x", f"{ratio:.2f}x", reached
+
+
+def at_least(what: str, where: str, limit: float, ratio: float, floor: float | None = None) -> Row:
+    """`ratio` should reach `limit`; `floor` is the ratio that the bare products would have."""
+    reached = "yes" if ratio >= limit else "no"
+    if ratio < limit and floor is not None and floor < limit:
+        reached = f"no: the bare products alone reach {floor:.2f}x"
+    return what, where, f">= {limit:.2f}x", f"{ratio:.2f}x", reached
+
+
+def head_rows(data: dict, cuda: bool, frozen: bool) -> Iterator[Row]:
+    products = "two" if frozen else "three"
+    kind = "frozen" if frozen else "full"
+    for (shape, _, inputs), records in grouped(data["records"], "shape", "dtype", "inputs").items():
+        where, floor = f"{shape}, {inputs}", floor_of(records)
+        tokens = _fastest(_measured(records, start="amopo_", role="ours", task="tokens"))
+        pairs = _fastest(_measured(records, start="amopo_", role="ours", task="pairs"))
+        if tokens is None or floor is None:
+            continue
+        ours, bare = _median(tokens), floor[1]
+        limit = 1.10 if cuda else (1.30 if frozen else 1.25)
+        yield at_most(f"{kind} head to its {products} bare products", where, limit, ours, bare)
+        if cuda:
+            peer = fastest_peer([r for r in records if r.get("info", {}).get("task") == "tokens"])
+            if peer is not None:
+                name = f"{kind} head, speed over the fastest peer ({peer['key']['provider']})"
+                yield at_least(name, where, 1.25, _median(peer) / ours, _median(peer) / bare)
+            bound = _fastest([r for r in _measured(records, role="bound") if gradient_error(r["info"]) < 1e-2])
+            if bound is not None:
+                name = f"{kind} head, speed over the best easier task ({bound['key']['provider']})"
+                yield at_least(name, where, 0.97, _median(bound) / ours, _median(bound) / bare)
+        elif not frozen:
+            for name in ("liger_simpo", "liger_simpo_one_chunk"):
+                liger = _fastest([r for r in _measured(records, start=name) if r["key"]["provider"] == name])
+                if liger is not None and pairs is not None:
+                    what = f"SimPO's loss to {name} ({liger['info']['settings']})"
+                    yield at_most(what, where, 0.70, _median(pairs), _median(liger), bare)
+            torch_op = _fastest(_measured(records, start="torch_lce"))
+            if torch_op is not None:
+                what = f"full head to F.linear_cross_entropy ({torch_op['key']['provider']}, its fastest setting)"
+                yield at_most(what, where, 0.75, ours, _median(torch_op), bare)
+
+
+def memory_rows(data: dict, cuda: bool) -> Iterator[Row]:
+    for (shape, frozen), records in grouped(data["records"], "shape", "frozen").items():
+        where = f"{shape}, {'frozen' if frozen else 'full'}"
+        budgets = [r for r in records if "of_workspace" in r.get("info", {})]
+        if budgets:
+            worst = max(budgets, key=lambda r: r["info"]["of_workspace"])
+            share = worst["info"]["of_workspace"]
+            what = f"peak bytes to workspace_bytes, largest of {len(budgets)} budgets ({worst['key']['provider']})"
+            yield at_most(what, where, 1.05, share, 1.0)
+        for record in budgets:
+            if record["key"]["provider"] == "64MB" and not cuda:
+                what = "time at a budget of 64 MB to the bare products"
+                yield at_most(what, where, 2.0, record["info"]["of_floor"], 1.0)
+
+
+def row_pass_rows(data: dict) -> Iterator[Row]:
+    for (form,), records in grouped(data["records"], "form").items():
+        best = min((r for r in records if "stats" in r and r["key"]["provider"] != "copy"), key=_median, default=None)
+        if best is not None:
+            yield at_least("row pass, share of the bandwidth of a copy", form, 0.85, best["info"]["of_copy"])
+
+
+def objective_rows(data: dict) -> Iterator[Row]:
+    best = _fastest([r for r in data["records"] if "stats" in r and r["key"]["part"] == "mobt"])
+    if best is not None:
+        microseconds = _median(best) * 1e6
+        reached = "yes" if microseconds <= 60 else "no"
+        what = f"statistics and objective of 64 sequences ({best['key']['provider']})"
+        yield what, "B = 8, K = 4", "<= 60 us", f"{microseconds:.0f} us", reached
+
+
+def target_rows(results: dict[str, dict], cuda: bool) -> list[Row]:
+    """All targets of a device that something was measured for."""
+    rows: list[Row] = []
+    for question, frozen in (("head_full", False), ("head_frozen", True)):
+        if question in results:
+            rows += head_rows(results[question], cuda, frozen)
+    if "memory" in results:
+        rows += memory_rows(results["memory"], cuda)
+    if "row_pass" in results and cuda:
+        rows += row_pass_rows(results["row_pass"])
+    if "objective" in results and cuda:
+        rows += objective_rows(results["objective"])
+    return rows
+
+
+def target_section(results: dict[str, dict]) -> str:
+    """The table as Markdown, or nothing where nothing was measured that has a target."""
+    first = next(iter(results.values()))["runs"][-1]["machine"]
+    rows = target_rows(results, cuda="gpu" in first)
+    if not rows:
+        return ""
+    return "\n\n".join(["### Targets", table(HEADER, [list(row) for row in rows])])
