@@ -66,7 +66,7 @@ def head_rows(data: dict, cuda: bool, frozen: bool) -> Iterator[Row]:
             yield f"{kind} head, gradient error", where, f"< {GRADIENT_LIMIT:g}", error(least), "no"
         if tokens is None or floor is None:
             continue
-        where = f"{where}, {tokens['key']['provider']}"
+        case, where = where, f"{where}, {tokens['key']['provider']}"
         ours, bare = _median(tokens), floor[1]
         limit = 1.10 if cuda else (1.30 if frozen else 1.25)
         yield at_most(f"{kind} head to its {products} bare products", where, limit, ours, bare)
@@ -84,7 +84,8 @@ def head_rows(data: dict, cuda: bool, frozen: bool) -> Iterator[Row]:
                 liger = _fastest([r for r in _measured(records, start=name) if r["key"]["provider"] == name])
                 if liger is not None and pairs is not None:
                     what = f"SimPO's loss to {name} ({liger['info']['settings']})"
-                    yield at_most(what, where, 0.70, _median(pairs), _median(liger), bare)
+                    place = f"{case}, {pairs['key']['provider']}"
+                    yield at_most(what, place, 0.70, _median(pairs), _median(liger), bare)
             torch_op = _fastest(_measured(records, start="torch_lce"))
             if torch_op is not None:
                 what = f"full head to F.linear_cross_entropy ({torch_op['key']['provider']}, its fastest setting)"

@@ -37,6 +37,9 @@ def test_the_fastest_of_ours_is_compared_with_the_fastest_products():
     found = rows(records, CPU)
     assert found["full head to its three bare products"] == ("<= 1.25x", "1.20x", "yes")
     assert found["SimPO's loss to liger_simpo"] == ("<= 0.70x", "0.65x", "yes")
+    places = {row[0].split(" (")[0]: row[1] for row in targets.target_rows(results(records, CPU), cuda=False)}
+    assert places["SimPO's loss to liger_simpo"] == "head, peaked, amopo_cpp_simpo"
+    assert places["full head to its three bare products"] == "head, peaked, amopo_cpp"
     assert found["SimPO's loss to liger_simpo_one_chunk"] == ("<= 0.70x", "0.71x", "no")
     said = "no: the bare products alone take 0.80x"
     assert found["full head to F.linear_cross_entropy"] == ("<= 0.75x", "0.96x", said)
