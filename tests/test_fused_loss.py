@@ -371,5 +371,7 @@ def test_finite_differences_of_the_whole_loss_through_a_tiny_model():
             below = loss(model)
             parameter += epsilon * direction
         numeric = float((above - below) / (2 * epsilon))
-        expected = pytest.approx(float((gradient * direction).sum()), rel=relative, abs=1e-9 if relative < 1e-5 else 1e-6)
+        expected = pytest.approx(
+            float((gradient * direction).sum()), rel=relative, abs=1e-9 if relative < 1e-5 else 1e-6
+        )
         assert numeric == expected

@@ -26,7 +26,7 @@ FORMS = [
     (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16),
 ]  # fmt: skip
 # Beyond what rounding the exact G to its dtype costs. The interpreter truncates casts to bf16.
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 3e-4 if not DRY_RUN else 8e-3, torch.float16: 1e-4}
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 3e-4 if not DRY_RUN else 8e-3, torch.float16: 1e-4}
 TRANSFORMS = [Transform(), Transform(0.7, None), Transform(1.3, 8.0)]
 ROWS = 24
 
@@ -101,11 +101,34 @@ def test_flat_logits_over_a_full_vocabulary(device, source, stored):
     logp = torch.full((3,), torch.nan, device=device)
     state = RowState(*(torch.full((3,), torch.nan, device=device) for _ in range(3)))
     launch.row_pass(logits, targets, None, Transform(), logp=logp, state=state, out=out, half_range=half, block_rows=1)
-    assert (logp.double() + math.log(vocab)).abs().max() < 2e-6
+    assert (logp.double() + math.log(vocab)).abs().max() < 1e-5
     ours = out.double() * ((1.0 / FP16_SCALE) if half else state.factor.double()[:, None])
     exact = torch.full((3, vocab), 1.0 / vocab, dtype=torch.float64, device=device)
     exact[torch.arange(3, device=device), targets] -= 1.0
     torch.testing.assert_close(ours, exact, rtol=1e-3 if half else 8e-3, atol=0.0)
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("source, stored", FORMS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_rows_beyond_2_to_the_31_logits(device, source, stored):
+    """The last rows of a buffer stand where a 32-bit offset cannot point."""
+    rows, vocab = 14_200, 152_064
+    assert rows * vocab > 2**31
+    logits = torch.zeros(rows, vocab, dtype=source, device=device)
+    logits[-ROWS:], targets = planted_logits(device, source, vocab)
+    logp, state, g = exact_state(logits[-ROWS:].clone(), targets, None, Transform())
+    out = logits if source == stored else torch.empty(rows, vocab, dtype=stored, device=device)
+    everywhere = torch.cat([targets.new_zeros(rows - ROWS), targets])
+    got, got_state = torch.empty(rows, device=device), RowState.empty(rows, torch.float32, device)
+    half = stored == torch.float16
+    launch.row_pass(
+        logits, everywhere, None, Transform(), logp=got, state=got_state, out=out, half_range=half, block_rows=1
+    )
+    assert ((got[-ROWS:].double() - logp).abs() / logp.abs().clamp_min(1e-6)).max() < 2e-5
+    exact = g * state.factor[:, None] * (FP16_SCALE if half else 1.0)
+    ours = out[-ROWS:].double() * (1.0 if half else got_state.factor[-ROWS:].double()[:, None])
+    assert relative_error(ours, exact) < 1e-2
+    assert (got[:-ROWS].double() + math.log(vocab)).abs().max() < 1e-5  # flat rows
 
 
 @pytest.mark.parametrize("source, stored", FORMS, ids=lambda dtype: str(dtype).removeprefix("torch."))

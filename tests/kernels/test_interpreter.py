@@ -1,9 +1,9 @@
 """The whole suite of the head and of the loss again, on the Triton kernels in Triton's interpreter.
 
 The interpreter is chosen when a kernel is decorated, so it runs in a process of its own. Its casts to bf16 truncate and
-its bf16 products are wrong, so precision is judged in fp32 there. What a CUDA device runs by default (fp32 logits to a
-separate G in half precision, rows gathered by index) never runs on a CPU: the tests for a device start those kernels
-themselves, and go through them here in their dry run.
+its bf16 products are wrong, so precision is judged in fp32 and fp16 there. What a CUDA device runs by default (fp32
+logits to a separate G in half precision, rows gathered by index) never runs on a CPU: the tests for a device start
+those kernels themselves, and go through them here in their dry run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Suite(NamedTuple):
 SUITES = {
     "head": Suite(
         "tests/kernels/test_linear_logprobs.py tests/kernels/test_strides.py tests/kernels/test_row_reads.py",
-        "(float32 or vocabulary_size or second_backward or frozen or strided or test_strides or row_reads) and "
-        "not torch.bfloat16",
+        "(float32 or float16 or fp16 or vocabulary_size or second_backward or frozen or strided or test_strides or "
+        "row_reads) and not torch.bfloat16",
         {"row_pass", "row_pass_softcap", "tile_pass", "scale_rows", "sequence_stats", "mobt", "expand_segments"},
     ),
     "statistics": Suite(

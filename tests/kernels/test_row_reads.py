@@ -1,8 +1,8 @@
 """How often the Triton row pass reads a row, counted where Triton's interpreter loads.
 
-    fp32 logits to another tensor, or no G    once; a clamped row twice
-    in place (fp32, bf16)                     twice
-    fp16, in place or not                     twice; a clamped row three times
+fp32 logits to another tensor, or no G    once; a clamped row twice
+in place (fp32, bf16)                     twice
+fp16, in place or not                     twice; a clamped row three times
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Each start is counted in `LAUNCHES` (a test asserts that the kernels ran, not their eager twins). Tensors must be CUDA
 tensors, or CPU tensors under `TRITON_INTERPRET=1`. The right device is current while a kernel starts.
 
-Kernels know the row strides of matrices and no others. Vectors of the head (targets, bias, row state) must be contiguous
-and are refused otherwise: `linear_logprobs` copies strided ones once, not once per chunk. Functions that run once per
-loss copy what is strided themselves.
+Kernels know the row strides of matrices and no others. Vectors of the head (targets, bias, row state) must be
+contiguous and are refused otherwise: `linear_logprobs` copies strided ones once, not once per chunk. Functions that
+run once per loss copy what is strided themselves.
 """
 
 from __future__ import annotations
@@ -29,6 +29,14 @@ LAUNCHES: Counter[str] = Counter()
 _WEIGHTS = {"given": GIVEN, "gaussian": GAUSSIAN, "mean": MEAN, "uniform": UNIFORM}
 # fp contraction is set by hand: its default differs between Triton versions, and the results should not.
 _OPTIONS = {"enable_fp_fusion": True}
+
+
+def _options(setting: Config) -> dict[str, int | bool]:
+    """What the compiler is told; AMD's does not know a limit on registers."""
+    options = {"num_warps": setting.num_warps, **_OPTIONS}
+    if setting.max_registers is not None and torch.version.hip is None:
+        options["maxnreg"] = setting.max_registers
+    return options
 
 
 def _start(name: str, tensor: Tensor) -> tuple[Config, contextlib.AbstractContextManager]:
@@ -74,7 +82,7 @@ def row_pass(
     _check_columns(logits=logits, out=logits if out is None else out)
     _check_vectors(targets=targets, bias=bias, logp=logp, **state._asdict())
     in_place = out is not None and out.data_ptr() == logits.data_ptr()
-    name = "row_pass" if transform.softcap is None else "row_pass_softcap"
+    name = "row_pass" + ("_softcap" if transform.softcap is not None else "") + ("_bias" if bias is not None else "")
     setting, device = _start(name, logits)
     stored = logits if out is None else out
     with device:
@@ -84,7 +92,7 @@ def row_pass(
             HAS_BIAS=bias is not None, HAS_SCALE=transform.scale is not None, HAS_CAP=transform.softcap is not None,
             STORE=out is not None, MAXIMUM_FIRST=in_place and not half_range,
             HALF_RANGE=half_range and out is not None,
-            BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+            BLOCK=setting.block, **_options(setting),
         )  # fmt: skip
 
 
@@ -111,7 +119,7 @@ def tile_pass(
             logits, out, targets, bias, *state, logits.stride(0), out.stride(0), width,
             *_factors(transform),
             HAS_BIAS=bias is not None, HAS_SCALE=transform.scale is not None, HAS_CAP=transform.softcap is not None,
-            HALF_RANGE=half_range, BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+            HALF_RANGE=half_range, BLOCK=setting.block, **_options(setting),
         )  # fmt: skip
 
 
@@ -123,7 +131,7 @@ def sequence_stats(logps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tens
         setting, device = _start("sequence_stats", logps)
         with device:
             sequence_stats_kernel[(sequences,)](
-                logps.contiguous(), offsets.contiguous(), *outputs, BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS
+                logps.contiguous(), offsets.contiguous(), *outputs, BLOCK=setting.block, **_options(setting)
             )
     return outputs
 
@@ -158,7 +166,7 @@ def mobt(
             losses, alpha, coefficients, sums, lengths, logged, signed_seed, num_objectives, beta, gamma,
             WEIGHTS=_WEIGHTS[weights], UNION=pooled == "union",
             OBJECTIVES=max(2, triton.next_power_of_2(num_objectives)),
-            BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+            BLOCK=setting.block, **_options(setting),
         )  # fmt: skip
     return losses, alpha, coefficients, sums, lengths, logged
 
@@ -171,7 +179,7 @@ def expand_segments(values: Tensor, starts: Tensor, stops: Tensor, length: int) 
         with device:
             expand_segments_kernel[(starts.numel(),)](
                 values.contiguous(), starts.contiguous(), stops.contiguous(), out,
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out
 
@@ -185,7 +193,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
         with device:
             gather_rows_kernel[(out.shape[0], triton.cdiv(out.shape[1], setting.block))](
                 x, index.contiguous(), out, x.stride(0), out.stride(0), out.shape[1],
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out
 
@@ -199,7 +207,7 @@ def scatter_rows(grad: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
         with device:
             scatter_rows_kernel[(out.shape[0], triton.cdiv(out.shape[1], setting.block))](
                 grad, positions.contiguous(), offsets.contiguous(), out, grad.stride(0), out.stride(0), out.shape[1],
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out
 
@@ -213,6 +221,6 @@ def scale_rows(x: Tensor, scale: Tensor, factor: float, out: Tensor) -> Tensor:
         with device:
             scale_rows_kernel[(out.shape[0], triton.cdiv(out.shape[1], setting.block))](
                 x, scale.contiguous(), out, x.stride(0), out.stride(0), out.shape[1], factor,
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out
