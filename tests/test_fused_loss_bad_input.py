@@ -110,7 +110,7 @@ def test_nan_in_the_head_is_found():
 
 def test_a_target_of_probability_zero_is_named_with_validate():
     batch = Batch()
-    batch.head = torch.nn.Linear(HIDDEN, VOCAB).double()
+    batch.head = torch.nn.Linear(HIDDEN, VOCAB).to(batch.hidden.dtype)
     with torch.no_grad():
         batch.head.bias[int(batch.labels[6][batch.labels[6] >= 0][-1])] = -torch.inf
     with pytest.raises(ValueError, match=r"sample \d, objective \d, \w+ \(row \d+\): a log-prob is -inf"):

@@ -108,7 +108,7 @@ def mobt(
     """The whole objective in one call; see `mobt_op.mobt` for arguments and results."""
     _require()
     edges = (starts.contiguous(), stops.contiguous())
-    given = None if given is None else given.contiguous()
+    given = None if given is None else given.to(torch.float32).contiguous()
     return torch.ops.amopo.mobt_forward(
         logps.detach().contiguous(), *edges, weights, given, sample_ids.contiguous(), seed, step, beta, gamma, pooled
     )

@@ -14,7 +14,8 @@ in the backward by vocabulary tiles, so that every entry of dW is rounded once a
 Cost: 6NVH FLOPs (4NVH with a frozen head or frozen body, 2NVH without gradients), up to 8NVH as the budget shrinks.
 Kept between forward and backward: U `[N, H]`, G `[kept, V]`, three fp32 `[N]` vectors. See `workspace.workspace_bytes`.
 
-Not supported, raises: `lora=` and `process_group=`, double backward, integer or quantised weights, DTensor weights.
+Two more forms: `lora=(A, B, scale)` adds a low-rank adapter on the head, `process_group=` shards the vocabulary over
+ranks. Not supported, raises: double backward, integer or quantised weights, DTensor weights.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def linear_logprobs(
         bias: `[V]`. logit_scale: multiplies the logits. softcap: `cap * tanh(logits / cap)`, after the scale.
         logits_dtype: None (fp32 logits on CUDA and on CPUs without bf16 units, else the input dtype), `"input"`
             (faster, about 0.012 mean error per token in bf16), or `torch.float32`.
+        lora: (A `[r, H]`, B `[V, r]`, scale): the product becomes `hidden @ (weight + scale * B @ A).T`, without the
+            merged weight; A and B may need gradients. Their dropout, DoRA and several adapters are the caller's to
+            refuse.
+        process_group: a `torch.distributed` group whose ranks hold `weight [V / P, H]`, `bias [V / P]` (and B) in
+            rank order, all of one size; hidden and targets are the same on all ranks, targets over the whole `[0, V)`.
         budget: bytes for everything that grows with V (default: `max(4 * H * V, 1 GiB)`, 512 MiB with a frozen head).
     Returns:
         natural-log probabilities, fp32 (fp64 for fp64 inputs).
@@ -91,7 +97,9 @@ def linear_logprobs(
         need_bias=grad and bias is not None and bias.requires_grad,
         need_lora=grad and lora_a is not None and (lora_a.requires_grad or lora_b.requires_grad),
     )
-    targets = targets.to(torch.int64)
+    # The kernels read vectors without strides: ids[:, 1] is copied here, once.
+    targets = targets.to(torch.int64).contiguous()
+    bias = None if bias is None else bias.contiguous()
     check_targets(targets, weight.shape[0] * (1 if process_group is None else process_group.size()))
     values = [getattr(options, field.name) for field in dataclasses.fields(options)]
     with torch.autocast(device_type, enabled=False):

@@ -11,12 +11,14 @@ import torch
 
 from amopo_kernels import linear_logprobs, reference
 from amopo_kernels.products import choose_products
+from amopo_kernels.workspace import plan_workspace
 from tests.gpu.conftest import DRY_RUN
 from tests.gpu.head_cases import DeviceCase, make_case, plant_logps, relative_error
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
-BUDGETS = [None, 1_200_000]
+# G of the cases here takes 1.03 MB in half precision and 2.06 MB in fp32: all of it is kept, or less than half.
+BUDGETS = [None, 600_000]
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +30,29 @@ def exact_fp32_products():
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def kept_rows(case: DeviceCase, budget: int | None, logits_dtype=None, softcap=None, compute=None) -> int:
+    """Rows whose G stays from forward to backward; the others are rebuilt."""
+    products = choose_products(compute or case.hidden.dtype, case.hidden.device, logits_dtype)
+    shape = (*case.hidden.shape, case.weight.shape[0])
+    return plan_workspace(
+        shape, products, budget=budget, need_hidden_grad=True, need_weight_grad=True, softcap=softcap is not None,
+        cast_weight=compute is not None, device_type=case.hidden.device.type,
+    ).kept_rows  # fmt: skip
+
+
+def check_budget(case: DeviceCase, budget: int | None, **options) -> None:
+    """That "kept" keeps everything and "rebuilt" rebuilds most."""
+    rows, kept = case.hidden.shape[0], kept_rows(case, budget, **options)
+    assert kept == rows if budget is None else 0 < kept < rows / 2
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("budget", BUDGETS, ids=["kept", "rebuilt"])
 @pytest.mark.parametrize("logits_dtype", [None, "input"])
 @pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.6, "softcap": 3.0}], ids=["plain", "scale and softcap"])
 def test_matches_fp64(device, dtype, budget, logits_dtype, transform):
     case = make_case(device, dtype)
+    check_budget(case, budget, logits_dtype=logits_dtype, softcap=transform.get("softcap"))
     results = case.run(linear_logprobs, budget=budget, logits_dtype=logits_dtype, **transform)
     plain = case.converted(dtype).run(reference.linear_logprobs, **transform)
     for name, value, exact, yardstick in zip(("logp", "dH", "dW"), results, case.truth(**transform), plain):
@@ -48,7 +67,8 @@ def test_the_default_of_half_inputs_is_fp32_logits_from_the_product(device, dtyp
     assert choose_products(dtype, device, None).policy == "mixed"
     case = make_case(device, dtype, hidden=512, spread=3.0)
     exact = case.truth()[0]
-    assert (case.run(linear_logprobs)[0].double() - exact).abs().max() < 2e-5
+    # tensor cores truncate what they add up: some 32 times 2^-24 of logits around 10
+    assert (case.run(linear_logprobs)[0].double() - exact).abs().max() < 5e-5
     rounded = case.run(linear_logprobs, logits_dtype="input")[0]
     assert (rounded.double() - exact).abs().max() > 1e-4  # the difference is real
 
@@ -60,8 +80,11 @@ def test_confident_and_hopeless_tokens_keep_their_gradient(device, dtype, budget
     case = plant_logps(make_case(device, dtype), planted)
     truth = case.truth()
     assert truth[0][:4].tolist() == pytest.approx(planted, rel=0.25)
-    results = case.run(linear_logprobs, budget=budget, logits_dtype=None if dtype == torch.float32 else torch.float32)
-    tolerance = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 3e-3}[dtype]
+    logits_dtype = None if dtype == torch.float32 else torch.float32
+    check_budget(case, budget, logits_dtype=logits_dtype)
+    results = case.run(linear_logprobs, budget=budget, logits_dtype=logits_dtype)
+    # cuBLAS may add up parts of a long sum in bf16; logits rounded to bf16 would be off by 2.9e-2
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2, torch.float16: 4e-3}[dtype]
     for row in range(4):
         assert relative_error(results[0][row], truth[0][row]) < 5e-5
         assert relative_error(results[1][row], truth[1][row]) < tolerance, f"dH of the row with logp {planted[row]}"
@@ -110,10 +133,12 @@ def test_more_than_2_to_the_31_logits(device, logits_dtype):
 @pytest.mark.parametrize("budget", BUDGETS, ids=["kept", "rebuilt"])
 def test_frozen_parts(device, dtype, frozen, budget):
     case = make_case(device, dtype)
+    check_budget(case, budget)
     full = case.run(linear_logprobs, budget=budget)
     (case.weight if frozen == "head" else case.hidden).requires_grad_(False)
     gradient = case.run(linear_logprobs, budget=budget)[1]
-    assert relative_error(gradient, full[1 if frozen == "head" else 2]) < (1e-6 if dtype == torch.float32 else 5e-3)
+    # Chunks of another size are other products: cuBLAS may add up in another order.
+    assert relative_error(gradient, full[1 if frozen == "head" else 2]) < (3e-6 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -129,6 +154,7 @@ def test_no_row_and_one_row(device, rows):
 def test_results_are_bitwise_equal_from_run_to_run(device, dtype, budget, vocab):
     case = make_case(device, dtype, rows=300, vocab=vocab)
     budget = None if budget is None else 40 * vocab * 4
+    check_budget(case, budget)
     for a, b in zip(case.run(linear_logprobs, budget=budget), case.run(linear_logprobs, budget=budget), strict=True):
         assert torch.equal(a, b)
 
@@ -136,6 +162,7 @@ def test_results_are_bitwise_equal_from_run_to_run(device, dtype, budget, vocab)
 @pytest.mark.parametrize("budget", BUDGETS, ids=["kept", "rebuilt"])
 def test_second_backward_gives_the_same_gradient(device, budget):
     case = make_case(device, torch.bfloat16)
+    check_budget(case, budget)
     logps = linear_logprobs(case.hidden, case.weight, case.targets, budget=budget)
     first = torch.autograd.grad(logps, case.leaves(), case.upstream.float(), retain_graph=True)
     second = torch.autograd.grad(logps, case.leaves(), case.upstream.float())
@@ -143,11 +170,13 @@ def test_second_backward_gives_the_same_gradient(device, budget):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("budget", [None, 3_000_000])
+@pytest.mark.parametrize("budget", [None, 1_000_000], ids=["kept", "rebuilt"])  # the bf16 copy of the weight is in it
 def test_autocast_with_fp32_master_weights(device, budget):
     case = make_case(device, torch.float32)
+    options = {"budget": budget, "logits_dtype": torch.float32}  # CUDA's default; a CPU with bf16 units has another
+    check_budget(case, compute=torch.bfloat16, **options)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        results = case.run(linear_logprobs, budget=budget)
+        results = case.run(linear_logprobs, **options)
     assert [t.dtype for t in results] == [torch.float32] * 3
     rounded = case.converted(torch.bfloat16).truth()
     assert (results[0].double() - rounded[0]).abs().max() < 2e-5
@@ -155,7 +184,7 @@ def test_autocast_with_fp32_master_weights(device, budget):
         assert relative_error(value, exact) < 1e-2
 
 
-@pytest.mark.parametrize("dtype, tol", [(torch.float32, 3e-6), (torch.bfloat16, 1.5e-2)], ids=str)
+@pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-5), (torch.bfloat16, 1.5e-2)], ids=str)
 @pytest.mark.parametrize("train_weight", [True, False])
 @pytest.mark.parametrize("budget", BUDGETS, ids=["kept", "rebuilt"])
 def test_lora_on_the_head_equals_the_merged_weight(device, dtype, tol, train_weight, budget):
@@ -181,7 +210,7 @@ def test_tensors_on_a_device_that_is_not_current():
         pytest.skip("needs two CUDA devices")
     case = make_case(torch.device("cuda", 1), torch.bfloat16)
     with torch.cuda.device(0):
-        results = case.run(linear_logprobs, budget=1_200_000)
+        results = case.run(linear_logprobs, budget=BUDGETS[1])
     for value, exact in zip(results, case.truth(), strict=True):
         assert value.device.index == 1 and relative_error(value, exact) < 1e-2
 

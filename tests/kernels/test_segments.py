@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from amopo_kernels import reference, sequence_stats
+from amopo_kernels.segments import _sequence_stats_op, expand_segments
+
+TRITON = os.environ.get("AMOPO_BACKEND") == "triton"
 
 
 def cut(lengths: list[int]) -> torch.Tensor:
@@ -64,3 +69,14 @@ def test_no_sequences():
 def test_bad_input_is_named(logps, offsets, error, message):
     with pytest.raises(error, match=message):
         sequence_stats(logps, offsets)
+
+
+@pytest.mark.skipif(TRITON, reason="opcheck traces the operator, whichever backend runs it")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_opcheck(dtype):
+    offsets = cut([4, 1, 3])
+    torch.library.opcheck(_sequence_stats_op, ((-torch.rand(8, dtype=dtype)).requires_grad_(), offsets))
+    torch.library.opcheck(_sequence_stats_op, (-torch.rand(8, dtype=dtype), offsets))
+    values = torch.randn(3, dtype=dtype)
+    torch.library.opcheck(expand_segments, (values, offsets[:-1], offsets[1:], 10))
+    torch.library.opcheck(expand_segments, (values.view(1, 3), offsets[:-1].view(1, 3), offsets[1:].view(1, 3), 8))

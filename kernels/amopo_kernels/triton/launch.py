@@ -2,6 +2,10 @@
 
 Each start is counted in `LAUNCHES` (a test asserts that the kernels ran, not their eager twins). Tensors must be CUDA
 tensors, or CPU tensors under `TRITON_INTERPRET=1`. The right device is current while a kernel starts.
+
+Kernels know the row strides of matrices and no others. Vectors of the head (targets, bias, row state) must be
+contiguous and are refused otherwise: `linear_logprobs` copies strided ones once, not once per chunk. Functions that
+run once per loss copy what is strided themselves.
 """
 
 from __future__ import annotations
@@ -27,6 +31,14 @@ _WEIGHTS = {"given": GIVEN, "gaussian": GAUSSIAN, "mean": MEAN, "uniform": UNIFO
 _OPTIONS = {"enable_fp_fusion": True}
 
 
+def _options(setting: Config) -> dict[str, int | bool]:
+    """What the compiler is told; AMD's does not know a limit on registers."""
+    options = {"num_warps": setting.num_warps, **_OPTIONS}
+    if setting.max_registers is not None and torch.version.hip is None:
+        options["maxnreg"] = setting.max_registers
+    return options
+
+
 def _start(name: str, tensor: Tensor) -> tuple[Config, contextlib.AbstractContextManager]:
     LAUNCHES[name] += 1
     if not tensor.is_cuda:
@@ -36,8 +48,19 @@ def _start(name: str, tensor: Tensor) -> tuple[Config, contextlib.AbstractContex
 
 def _check_columns(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if tensor.stride(-1) != 1:
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             raise ValueError(f"{name} must have unit stride in its last dimension, got strides {tensor.stride()}")
+
+
+def _check_vectors(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}; call .contiguous() first")
+
+
+def _factors(transform: Transform) -> tuple[float, float]:
+    """Scale and cap as numbers; what stands for None is not read by the kernel."""
+    return tuple(1.0 if value is None else value for value in transform)
 
 
 def row_pass(
@@ -57,17 +80,19 @@ def row_pass(
     if rows == 0:
         return
     _check_columns(logits=logits, out=logits if out is None else out)
+    _check_vectors(targets=targets, bias=bias, logp=logp, **state._asdict())
     in_place = out is not None and out.data_ptr() == logits.data_ptr()
-    name = "row_pass" if transform.softcap is None else "row_pass_softcap"
+    name = "row_pass" + ("_softcap" if transform.softcap is not None else "") + ("_bias" if bias is not None else "")
     setting, device = _start(name, logits)
     stored = logits if out is None else out
     with device:
         row_pass_kernel[(rows,)](
             logits, stored, targets, bias, logp, *state, logits.stride(0), stored.stride(0), vocab,
-            transform.scale or 1.0, transform.softcap or 1.0,
+            *_factors(transform),
             HAS_BIAS=bias is not None, HAS_SCALE=transform.scale is not None, HAS_CAP=transform.softcap is not None,
-            STORE=out is not None, MAXIMUM_FIRST=in_place or half_range, HALF_RANGE=half_range and out is not None,
-            BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+            STORE=out is not None, MAXIMUM_FIRST=in_place and not half_range,
+            HALF_RANGE=half_range and out is not None,
+            BLOCK=setting.block, **_options(setting),
         )  # fmt: skip
 
 
@@ -87,13 +112,14 @@ def tile_pass(
     if rows == 0:
         return
     _check_columns(logits=logits, out=out)
+    _check_vectors(targets=targets, bias=bias, **state._asdict())
     setting, device = _start("tile_pass", logits)
     with device:
         tile_pass_kernel[(rows, triton.cdiv(width, setting.block))](
             logits, out, targets, bias, *state, logits.stride(0), out.stride(0), width,
-            transform.scale or 1.0, transform.softcap or 1.0,
+            *_factors(transform),
             HAS_BIAS=bias is not None, HAS_SCALE=transform.scale is not None, HAS_CAP=transform.softcap is not None,
-            HALF_RANGE=half_range, BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+            HALF_RANGE=half_range, BLOCK=setting.block, **_options(setting),
         )  # fmt: skip
 
 
@@ -105,7 +131,7 @@ def sequence_stats(logps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tens
         setting, device = _start("sequence_stats", logps)
         with device:
             sequence_stats_kernel[(sequences,)](
-                logps, offsets, *outputs, BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS
+                logps.contiguous(), offsets.contiguous(), *outputs, BLOCK=setting.block, **_options(setting)
             )
     return outputs
 
@@ -135,11 +161,12 @@ def mobt(
     signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed  # Triton passes integers as signed
     with device:
         mobt_kernel[(samples,)](
-            logps, starts, stops, alpha if given is None else given, sample_ids, step, losses, alpha, coefficients,
-            sums, lengths, logged, signed_seed, num_objectives, beta, gamma,
+            logps.contiguous(), starts.contiguous(), stops.contiguous(),
+            alpha if given is None else given.to(torch.float32).contiguous(), sample_ids.contiguous(), step,
+            losses, alpha, coefficients, sums, lengths, logged, signed_seed, num_objectives, beta, gamma,
             WEIGHTS=_WEIGHTS[weights], UNION=pooled == "union",
             OBJECTIVES=max(2, triton.next_power_of_2(num_objectives)),
-            BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+            BLOCK=setting.block, **_options(setting),
         )  # fmt: skip
     return losses, alpha, coefficients, sums, lengths, logged
 
@@ -151,8 +178,8 @@ def expand_segments(values: Tensor, starts: Tensor, stops: Tensor, length: int) 
         setting, device = _start("expand_segments", values)
         with device:
             expand_segments_kernel[(starts.numel(),)](
-                values.contiguous(), starts, stops, out,
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                values.contiguous(), starts.contiguous(), stops.contiguous(), out,
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out
 
@@ -165,8 +192,8 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
         setting, device = _start("gather_rows", x)
         with device:
             gather_rows_kernel[(out.shape[0], triton.cdiv(out.shape[1], setting.block))](
-                x, index, out, x.stride(0), out.stride(0), out.shape[1],
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                x, index.contiguous(), out, x.stride(0), out.stride(0), out.shape[1],
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out
 
@@ -179,8 +206,8 @@ def scatter_rows(grad: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
         setting, device = _start("scatter_rows", grad)
         with device:
             scatter_rows_kernel[(out.shape[0], triton.cdiv(out.shape[1], setting.block))](
-                grad, positions, offsets, out, grad.stride(0), out.stride(0), out.shape[1],
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                grad, positions.contiguous(), offsets.contiguous(), out, grad.stride(0), out.stride(0), out.shape[1],
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out
 
@@ -193,7 +220,7 @@ def scale_rows(x: Tensor, scale: Tensor, factor: float, out: Tensor) -> Tensor:
         setting, device = _start("scale_rows", x)
         with device:
             scale_rows_kernel[(out.shape[0], triton.cdiv(out.shape[1], setting.block))](
-                x, scale, out, x.stride(0), out.stride(0), out.shape[1], factor,
-                BLOCK=setting.block, num_warps=setting.num_warps, **_OPTIONS,
+                x, scale.contiguous(), out, x.stride(0), out.stride(0), out.shape[1], factor,
+                BLOCK=setting.block, **_options(setting),
             )  # fmt: skip
     return out

@@ -4,10 +4,11 @@ The contract is that of `amopo_kernels.row_pass` (same formulas, same outputs); 
 
 | logits -> G | reads of the row | why |
 |---|---|---|
-| fp32 -> other tensor | 1 (the rare clamped row is redone) | r = z_y is known before the row is read |
+| fp32 -> other tensor, or no G | 1 (the rare clamped row is redone) | r = z_y is known before the row is read |
 | in place | 2 | an overflowed row that was written over would be lost: the maximum comes first |
-| -> fp16 | 2 | stored as 2^12 * softmax, so S must be known before the first store |
+| -> fp16, in place or not | 2 (the rare clamped row: 3) | stored as 2^12 * softmax: S comes before the first store |
 
+The fp16 form sums with r = z_y and finds the maximum on the way, also in place: until S is known nothing is written.
 Full blocks are read and written without a mask, whatever the vocabulary: a mask that is not a multiple of the vector
 width would turn every access into single elements. Only the tail block has one. The target's column is written as 0 by
 the sweep and gets its value at the end, behind a barrier.
@@ -139,14 +140,15 @@ def row_pass_kernel(
         row_max = tl.max(maxima, 0)
         reference = tl.where(row_max - z_target > CLAMP, row_max - CLAMP, z_target)
 
-    # HALF_RANGE stores after S is known: its first sweep sums, its second stores. Others store while they sum; where
-    # the maximum was not known before, the rare clamped row is swept again.
+    # Every form but HALF_RANGE stores while it sums. HALF_RANGE stores once S is known, in its last sweep. Where the
+    # maximum was not known before, the rare clamped row is summed again.
     mass = 0.0
     sweep = 0
     sweeps = 1
     if HALF_RANGE:
         sweeps = 2
     while sweep < sweeps:
+        last = sweep + 1 == sweeps
         masses = tl.zeros([BLOCK], tl.float32)
         maxima = tl.full([BLOCK], float("-inf"), tl.float32)
         factor = 1.0
@@ -157,7 +159,7 @@ def row_pass_kernel(
             z = _load(logits_ptr, bias_ptr, column, vocab, scale, cap, HAS_BIAS, HAS_SCALE, HAS_CAP, TAIL=False)
             maxima = tl.maximum(maxima, z)
             masses += _exponentials(
-                z, out_ptr, column, vocab, target, reference, factor, cap, sweep == 1,
+                z, out_ptr, column, vocab, target, reference, factor, cap, last,
                 HAS_CAP, STORE, HALF_RANGE, TAIL=False,
             )  # fmt: skip
         if full < vocab:
@@ -165,7 +167,7 @@ def row_pass_kernel(
             z = _load(logits_ptr, bias_ptr, column, vocab, scale, cap, HAS_BIAS, HAS_SCALE, HAS_CAP, TAIL=True)
             maxima = tl.maximum(maxima, z)
             masses += _exponentials(
-                z, out_ptr, column, vocab, target, reference, factor, cap, sweep == 1,
+                z, out_ptr, column, vocab, target, reference, factor, cap, last,
                 HAS_CAP, STORE, HALF_RANGE, TAIL=True,
             )  # fmt: skip
         mass = tl.sum(masses, 0)
@@ -173,7 +175,7 @@ def row_pass_kernel(
             row_max = tl.max(maxima, 0)
             if (sweep == 0) & (row_max - z_target > CLAMP):
                 reference = row_max - CLAMP
-                sweeps = 2
+                sweeps += 1
         sweep += 1
 
     e_target = tl.exp(z_target - reference)
