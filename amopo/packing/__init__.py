@@ -4,6 +4,7 @@ from amopo.packing.batching import TokenBudgetBatchSampler
 from amopo.packing.layout import TreeLayout, TreePaths
 from amopo.packing.pack import PackedBatch, PackedSize, pack, packed_length, packed_size
 from amopo.packing.sample import TokenizedSample, sample_id_to_int64
+from amopo.packing.unpack import samples_of, unpack
 
 __all__ = [
     "PackedBatch",
@@ -16,4 +17,6 @@ __all__ = [
     "packed_length",
     "packed_size",
     "sample_id_to_int64",
+    "samples_of",
+    "unpack",
 ]

@@ -301,4 +301,7 @@ def install(model: nn.Module) -> str | None:
 
 def uninstall(model: nn.Module, before: str) -> None:
     """Give the model the attention back that it had before `install`."""
-    model.set_attn_implementation(before)
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) in NAMES.values():
+            config._attn_implementation = before  # not by set_attn_implementation, which asks whether flash is there

@@ -42,6 +42,7 @@ SETTINGS = (
     "pooled",
     "tokens_per_batch",
     "max_samples_per_batch",
+    "rows_per_batch",
     "sharing",
     "noise_seed",
     "logits_dtype",
