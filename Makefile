@@ -14,8 +14,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/installed.stamp
 CONSTRAINTS := requirements/constraints.txt
-# What stands in the checkout wins over what is installed.
-export PYTHONPATH := .:kernels
+# What stands in the checkout wins over what is installed, and over what the caller names.
+export PYTHONPATH := .:kernels$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Threads yield while they wait; spinning makes everything many times slower when another process needs a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -49,7 +49,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest bench --full --bench-results bench/results $(ARGS)
 
-# No environment of its own: a machine with a GPU brings its torch and triton. PART=name runs one part.
+# No environment of its own: a machine with a GPU brings its torch and triton. PART=name runs one part; what
+# bench.evidence does not know in ARGS goes to the benchmarks: ARGS="--shape 7b-8192 --providers products,amopo".
 gpu-evidence:
 	@test -n "$(OUT)" || { echo "name a folder: make gpu-evidence OUT=dir [PART=name] [ARGS=--dry-run]" >&2; exit 1; }
 	$(PYTHON) -m bench.evidence --out "$(OUT)" $(if $(PART),--part $(PART)) $(ARGS)

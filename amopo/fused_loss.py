@@ -98,20 +98,20 @@ def fused_loss(
             raise TypeError(f"labels must be integers (int64, int32 or int16), got {given.dtype}")
         if num_objectives is None:
             raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
-        sequences = sequence_rows(hidden.shape[0], num_objectives, order, row_ids)
+        sequences = sequence_rows(hidden.shape[0], num_objectives, order, row_ids, hidden.device)
         selected = select_rows(given, shifted=labels is None, ignore_index=ignore_index)
         if validate or given.device.type == "cpu":
             check_rows(selected, sequences, vocab_size(lm_head))
-        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected.index.to(hidden.device))
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected.index.to(hidden.device, non_blocking=True))
         if validate:
             _check_values(rows, selected.offsets, sequences)
-        logps = head_logps(lm_head, rows, selected.target.to(hidden.device), **head_options)
+        logps = head_logps(lm_head, rows, selected.target.to(hidden.device, non_blocking=True), **head_options)
         if validate:
             _check_logps(logps, selected.offsets, sequences)
         return loss_from_tokens(
             logps,
-            selected.offsets.to(hidden.device),
-            sequences.to(hidden.device),
+            selected.offsets.to(hidden.device, non_blocking=True),
+            sequences,
             (sequences.shape[0], num_objectives),
             settings,
             sample_ids,
@@ -183,6 +183,7 @@ def _loss_of_layout(logps: Tensor, layout: TreeLayout, settings: LossSettings, s
 
 def _place(position: int, offsets: Tensor, sequences: Tensor) -> str:
     """Sample, objective and side of a response row, in words."""
+    offsets, sequences = offsets.cpu(), sequences.cpu()
     row = int(torch.searchsorted(offsets, position, right=True)) - 1
     sample, objective, side = (sequences == row).nonzero()[0].tolist()
     return f"sample {sample}, objective {objective}, {('chosen', 'rejected')[side]} (row {row})"

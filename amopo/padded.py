@@ -29,8 +29,10 @@ class PaddedRows(NamedTuple):
     offsets: Tensor
 
 
-def sequence_rows(num_rows: int, num_objectives: int, order: str, row_ids: Tensor | None) -> Tensor:
-    """int64 `[B, K, 2]`: the padded row of each sequence; `row_ids` overrides `order`."""
+def sequence_rows(
+    num_rows: int, num_objectives: int, order: str, row_ids: Tensor | None, device: torch.device | None = None
+) -> Tensor:
+    """int64 `[B, K, 2]` on `device`: the padded row of each sequence; `row_ids` overrides `order`."""
     if isinstance(num_objectives, bool) or not isinstance(num_objectives, int) or num_objectives < 1:
         raise ValueError(f"num_objectives must be a positive integer, got {num_objectives!r}")
     if row_ids is not None:
@@ -43,14 +45,14 @@ def sequence_rows(num_rows: int, num_objectives: int, order: str, row_ids: Tenso
             raise ValueError(f"row_ids names {row_ids.numel()} rows but the batch has {num_rows}; each must occur once")
         if row_ids.device.type == "cpu" and not torch.equal(row_ids.flatten().sort().values, torch.arange(num_rows)):
             raise ValueError(f"row_ids must hold every row 0..{num_rows - 1} exactly once")
-        return row_ids.to(torch.int64)
+        return row_ids.to(device=device, dtype=torch.int64, non_blocking=True)
     if num_rows == 0 or num_rows % (2 * num_objectives):
         raise ValueError(
             f"{num_rows} rows are not divisible by 2 x {num_objectives} objectives: each sample needs a chosen and a "
             "rejected row per objective"
         )
     samples = num_rows // (2 * num_objectives)
-    rows = torch.arange(num_rows)
+    rows = torch.arange(num_rows, device=device)  # made there: a copy from the host would wait
     if order == "objective_major":
         return rows.view(num_objectives, 2, samples).permute(2, 0, 1)
     if order == "sample_major":

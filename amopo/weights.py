@@ -99,7 +99,7 @@ def normalised_weights(given: Tensor, shape: tuple[int, int], like: Tensor) -> T
         )
     if given.dim() not in (1, 2) or given.shape[-1] != shape[1] or (given.dim() == 2 and given.shape[0] != shape[0]):
         raise ValueError(f"weights must be [K={shape[1]}] or [B={shape[0]}, K={shape[1]}], got {tuple(given.shape)}")
-    given = given.detach().to(device=like.device, dtype=like.dtype).expand(shape)
+    given = given.detach().to(device=like.device, dtype=like.dtype, non_blocking=True).expand(shape)
     total = given.sum(-1, keepdim=True)
     # NaN and inf fail the comparisons: a finite positive total of non-negative numbers has only finite terms.
     valid = (given >= 0).all() & (total > 0).all() & torch.isfinite(total).all()

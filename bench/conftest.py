@@ -21,7 +21,10 @@ SESSION = pytest.StashKey[BenchSession]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("amopo benchmarks")
     group.addoption("--full", action="store_true", help="the real shapes instead of small ones")
-    group.addoption("--shape", default="", metavar="TEXT", help="only shapes whose name contains TEXT, e.g. 7b-8192")
+    group.addoption(
+        "--shape", action="append", default=[], metavar="TEXT",
+        help="only shapes whose name contains TEXT, e.g. 7b-8192; given twice, both",
+    )  # fmt: skip
     group.addoption("--dtype", default="bf16", choices=sorted(DTYPES), help="of hidden states and weight")
     group.addoption("--device", default=None, choices=["cpu", "cuda"], help="default: CUDA where it is")
     group.addoption("--rounds", type=int, default=None, help="rounds per provider (default: by time)")
@@ -39,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         skip_compiled=not config.getoption("--full") and not config.getoption("--providers"),
     )  # fmt: skip
     if not config.stash[SESSION].shapes():
-        raise pytest.UsageError(f"no shape contains {config.getoption('--shape')!r}")
+        raise pytest.UsageError(f"no shape contains {' and '.join(config.getoption('--shape'))}")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

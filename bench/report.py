@@ -1,7 +1,8 @@
 """Committed results to docs/benchmarks.md: `python -m bench.report`.
 
 Replaces what stands between the two markers of the document and draws its pictures beside it. A device whose folder
-holds no result of real shapes says "pending"; so does an expected device without a folder (`--expect`).
+holds no result of real shapes says "pending"; so does an expected device without a folder. Below it stands what the
+head must at least take there, where that is calculated (`bench.common.calculated`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.common.calculated import CALCULATED, calculated_section, measured_shares
 from bench.common.machine import slug
 from bench.common.plots import plot_head
 from bench.common.tables import device_section, read_device
@@ -31,12 +33,19 @@ def render(results: Path, pictures: Path, expected: tuple[str, ...] = EXPECTED, 
     """Markdown of all devices below `results`; pictures are drawn in `pictures` (else linked if there)."""
     parts = []
     folders = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
-    for folder in folders:
-        found = read_device(folder)
+    found_in = {folder: read_device(folder) for folder in folders}
+    names = {folder: next(iter(f.values()))["runs"][-1]["machine"]["device"] for folder, f in found_in.items() if f}
+    shares = measured_shares({names[folder]: found for folder, found in found_in.items() if found})
+
+    def pending(title: str, of_what: str) -> str:
+        bounds = [calculated_section(name, shares) for name in CALCULATED if slug(name) == slug(title)]
+        return "\n\n".join([f"## {title}", f"pending: no result {of_what} yet.", *bounds])
+
+    for folder, found in found_in.items():
         if not found:
-            parts.append(f"## {folder.name}\n\npending: no result of real shapes yet.")
+            parts.append(pending(folder.name, "of real shapes"))
             continue
-        name = next(iter(found.values()))["runs"][-1]["machine"]["device"]
+        name = names[folder]
         links = []
         for question in ("head_full", "head_frozen"):
             picture = pictures / f"{folder.name}-{question}.svg"
@@ -50,7 +59,7 @@ def render(results: Path, pictures: Path, expected: tuple[str, ...] = EXPECTED, 
         section = "\n\n".join([title, *filter(None, first)]) + "\n" + rest
         parts.append(section)
     there = {folder.name for folder in folders}
-    parts += [f"## {name}\n\npending: no result on this device yet." for name in expected if slug(name) not in there]
+    parts += [pending(name, "on this device") for name in expected if slug(name) not in there]
     return "\n\n".join(parts)
 
 

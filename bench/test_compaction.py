@@ -47,15 +47,14 @@ def _race(session, shape, masked):
     results.clear()
     race(list(entrants.values()), case.device, **session.effort())
     for name, entrant in entrants.items():
-        session.recorder.put(
-            QUESTION, session.key(case, provider=name, masked=masked), stats=entrant.stats(), info=infos[name]
-        )
-    return entrants, infos
+        session.record(QUESTION, session.key(case, provider=name, masked=masked), entrant, infos[name])
+        entrant.release()
+    return entrants
 
 
-@pytest.mark.parametrize("masked", MASKED)
 @pytest.mark.parametrize("rows", ["all_rows", "compacted"])
+@pytest.mark.parametrize("masked", MASKED)
 def test_compaction(benchmark, bench_session, shape, masked, rows):
-    entrants, infos = bench_session.race((QUESTION, shape, masked), lambda: _race(bench_session, shape, masked))
+    entrants = bench_session.race((QUESTION, shape, masked), lambda: _race(bench_session, shape, masked))
     benchmark.group = f"{QUESTION} {shape} {masked:.0%} masked"
-    replay(benchmark, entrants[rows], infos[rows])
+    replay(benchmark, entrants[rows])

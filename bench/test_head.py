@@ -33,7 +33,7 @@ def _report(benchmark, session, request, shape, inputs, provider, frozen, questi
     if entry.problem is not None:
         pytest.skip(f"{provider}: {entry.problem}")
     benchmark.group = f"{question} {shape} {inputs}"
-    replay(benchmark, entry.entrant, entry.info)
+    replay(benchmark, entry.entrant)
     if entry.provider.role == "ours":
         assert not entry.info["over_limit"], f"{provider} is wrong: {entry.info}"
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from amopo.fused_loss import fused_loss
-from bench.common.measure import REPLAY, Entrant
+from bench.common.measure import REPLAY, Entrant, run_for_memory
 from bench.common.ours import packed_layout
 from bench.common.replay import replay
 
@@ -35,7 +35,7 @@ def test_launches(benchmark, bench_session, shape, frozen, tmp_path):
 
     forward().loss.backward()
     hidden.grad = weight.grad = None
-    torch.cuda.synchronize()
+    _, memory = run_for_memory(forward, case.device)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         start = time.perf_counter()
@@ -49,16 +49,15 @@ def test_launches(benchmark, bench_session, shape, frozen, tmp_path):
     info = {
         "frozen": frozen, "launches": sum(kernels.values()), "backward_launches": sum(backward_kernels.values()),
         "kernels": {name[:100]: count for name, count in kernels.most_common()},
-        "backward_kernels": {name[:100]: count for name, count in backward_kernels.most_common()},
+        **memory, "backward_kernels": {name[:100]: count for name, count in backward_kernels.most_common()},
     }  # fmt: skip
     entrant = Entrant("fused_loss", forward, times=[seconds])
-    session_key = bench_session.key(case, provider="fused_loss", frozen=frozen)
-    bench_session.recorder.put(QUESTION, session_key, stats=entrant.stats(), info=info)
+    bench_session.record(QUESTION, bench_session.key(case, provider="fused_loss", frozen=frozen), entrant, info)
     if bench_session.recorder.folder is not None:
         name = f"trace-{'frozen' if frozen else 'full'}.json.gz"
         _keep_trace(profiler, tmp_path, bench_session.recorder.folder / name)
     benchmark.group = f"{QUESTION} {shape}"
-    replay(benchmark, entrant, info)
+    replay(benchmark, entrant)
 
 
 def _kernels(profiler) -> Counter:

@@ -2,7 +2,8 @@
 
 `race(entrants)` runs one round of each entrant after the other and starts each round one place further on, so that slow
 drifts (clocks, heat, other processes) fall on all alike. A round is: set up, synchronise, run, synchronise. On CUDA the
-time is between two events around the call, and the L2 cache is overwritten before it.
+time is between two events around the call, and the L2 cache is overwritten before it. An entrant that raises is out of
+the race and keeps its message; the others go on.
 
 pytest-benchmark shows these times too: its tests replay them on `REPLAY`, a clock that only moves when it is told to.
 """
@@ -46,12 +47,24 @@ REPLAY = ReplayClock()
 
 @dataclass
 class Entrant:
-    """One function in a race, and what was measured of it."""
+    """One function in a race, and what was measured of it; `problem` says why it has no times."""
 
     name: str
-    function: Callable[[], object]
-    setup: Callable[[], object] = lambda: None  # before each round, not on the clock
+    function: Callable[[], object] | None
+    setup: Callable[[], object] | None = None  # before each round, not on the clock
     times: list[float] = field(default_factory=list)
+    problem: str | None = None
+    extra: dict = field(default_factory=dict)  # what stands beside the times: case, device, versions, errors, bytes
+
+    def release(self) -> None:
+        """Let go of the functions and of the tensors they hold; the times stay."""
+        self.function = self.setup = None
+
+    def fail(self, error: Exception) -> None:
+        """Out of the race, without the rounds it has: they are of something that does not run."""
+        self.problem = f"failed: {message_of(error)}"
+        self.times.clear()
+        self.release()
 
     def stats(self) -> dict[str, float | int]:
         times = sorted(self.times)
@@ -65,14 +78,28 @@ class Entrant:
         }
 
 
+def message_of(error: BaseException) -> str:
+    """Type and first line of an exception, in a few words, whatever it holds: assertions often hold nothing."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else repr(error)[:200]
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what a failure left: its traceback held tensors, and the allocator holds their blocks."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def timed(function: Callable[[], object], device: torch.device, setup: Callable[[], object] = lambda: None) -> float:
+def timed(function: Callable[[], object], device: torch.device, setup: Callable[[], object] | None = None) -> float:
     """Seconds of one call: between CUDA events, or by the host's clock."""
-    setup()
+    if setup is not None:
+        setup()
     if device.type != "cuda":
         start = time.perf_counter()
         result = function()
@@ -99,24 +126,38 @@ def race(
     max_rounds: int,
     after_rotation: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fill `times` of every entrant; each runs until `seconds` are spent on it, within the two bounds."""
+    """Fill `times` of every entrant; each runs until `seconds` are spent on it, within the two bounds.
+
+    An entrant that raises is out: `problem` says why, its times are gone. Garbage is collected between rotations only,
+    and only what was made since the race began: it is never on the clock, and cycles do not pile up.
+    """
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         round_number = 0
         while waiting := [e for e in entrants if _goes_on(e, seconds, min_rounds, max_rounds)]:
             turn = round_number % len(waiting)
             for entrant in waiting[turn:] + waiting[:turn]:
-                entrant.times.append(timed(entrant.function, device, entrant.setup))
+                try:
+                    entrant.times.append(timed(entrant.function, device, entrant.setup))
+                except Exception as error:
+                    entrant.fail(error)
+                if entrant.problem is not None:  # after the handler: the exception holds the frames of the call
+                    release_memory(device)
             round_number += 1
             after_rotation()
+            gc.collect()
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
 
 
 def _goes_on(entrant: Entrant, seconds: float, min_rounds: int, max_rounds: int) -> bool:
+    if entrant.problem is not None:
+        return False
     done = len(entrant.times)
     return done < min_rounds or (done < max_rounds and sum(entrant.times) < seconds)
 

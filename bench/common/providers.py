@@ -44,6 +44,10 @@ class Outcome:
     grad_weight: Tensor | None = None
 
 
+class NotMeasured(Exception):
+    """Raised by a provider's `build`: the reason why this case says nothing about it."""
+
+
 Build = Callable[[HeadCase, bool], Callable[[], Outcome]]
 
 
@@ -62,6 +66,7 @@ class Provider:
     missing: Callable[[HeadCase], str | None]
     build: Build
     compiled: bool = False  # by torch.compile: a dispatch-mode watch would change what runs
+    details: Callable[[HeadCase, bool], dict] = lambda case, frozen: {}  # numbers of its settings, e.g. budget_bytes
 
     def products(self, frozen: bool) -> int:
         """Matrix products that the task needs: logits, dH and, unless frozen, dW."""
@@ -79,12 +84,13 @@ def register(
     missing: Callable[[HeadCase], str | None] = lambda case: None,
     *,
     compiled: bool = False,
+    details: Callable[[HeadCase, bool], dict] = lambda case, frozen: {},
 ) -> Callable[[Build], Build]:
     if name in PROVIDERS or role not in ROLES:
         raise ValueError(f"provider {name!r} is registered twice, or its role {role!r} is not one of {ROLES}")
 
     def keep(build: Build) -> Build:
-        PROVIDERS[name] = Provider(name, role, task, settings, missing, build, compiled)
+        PROVIDERS[name] = Provider(name, role, task, settings, missing, build, compiled, details)
         return build
 
     return keep

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,12 +12,17 @@ import torch
 
 from bench.common import machine
 from bench.common.cases import SHAPES, HeadCase, HeadShape, make_case
+from bench.common.measure import Entrant, message_of
 from bench.common.results import Recorder
 
 Result = TypeVar("Result")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 # Seconds and rounds per entrant: (seconds, fewest, most).
 EFFORT = {"small": (0.05, 3, 5), "cpu": (60.0, 3, 7), "cuda": (1.0, 10, 50)}
+
+
+class RaceFailed(RuntimeError):
+    """A race raised when its first entrant asked; the others are told, instead of running it again."""
 
 
 @dataclass
@@ -27,20 +32,21 @@ class BenchSession:
     device: torch.device
     full: bool
     dtype: torch.dtype
-    only_shapes: str
+    only_shapes: Sequence[str]
     rounds: int | None
     recorder: Recorder
+    run: dict  # machine, versions, command, date
     skip_compiled: bool = False
     _case: HeadCase | None = None
-    _race: tuple[object, object] = (None, None)
+    _races: dict[object, object] = field(default_factory=dict)
 
     @property
     def scale(self) -> str:
         return self.device.type if self.full else "small"
 
     def shapes(self) -> list[HeadShape]:
-        """The shapes of this session; `--shape TEXT` keeps those whose name contains TEXT."""
-        return [shape for shape in SHAPES[self.scale] if self.only_shapes in str(shape)]
+        """The shapes of this session; each `--shape TEXT` keeps those whose name contains TEXT."""
+        return shapes_with(self.only_shapes, self.scale)
 
     def case(self, shape: HeadShape, inputs: str) -> HeadCase:
         """One case is kept at a time: the next one takes its memory."""
@@ -53,14 +59,34 @@ class BenchSession:
         return self._case
 
     def race(self, key: object, run: Callable[[], Result]) -> Result:
-        """The race of this key, run when its first entrant asks; the one before it is forgotten."""
-        if self._race[0] != key:
-            self._race = (None, None)
+        """The race of this key, run once, when its first entrant asks; that it failed is remembered too.
+
+        Raises:
+            RaceFailed: it raised before. Whatever it raises, the first time.
+        """
+        if key not in self._races:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._race = (key, run())
-        return self._race[1]
+            try:
+                self._races[key] = run()
+            except Exception as error:
+                # the message alone: the exception would keep the tensors of its frames
+                self._races[key] = RaceFailed(f"the race of {key} failed: {message_of(error)}")
+                raise
+        result = self._races[key]
+        if isinstance(result, RaceFailed):
+            raise RaceFailed(*result.args)
+        return result
+
+    def record(self, question: str, key: dict, entrant: Entrant, info: dict) -> None:
+        """Write an entrant's medians and `info`, or its problem, and put all that into its `extra`."""
+        beside = {"device": self.run["machine"]["device"], "machine": self.run["machine"]}
+        entrant.extra = {**key, **beside, "versions": self.run["versions"], **info}
+        if entrant.problem is not None:
+            self.recorder.put(question, key, skipped=entrant.problem)
+        else:
+            self.recorder.put(question, key, stats=entrant.stats(), info=info)
 
     def effort(self) -> dict:
         seconds, fewest, most = EFFORT[self.scale]
@@ -76,12 +102,17 @@ class BenchSession:
         }  # fmt: skip
 
 
+def shapes_with(texts: Sequence[str], scale: str) -> list[HeadShape]:
+    """Shapes of a scale (small, cpu, cuda) whose name contains each of `texts`."""
+    return [shape for shape in SHAPES[scale] if all(text in str(shape) for text in texts)]
+
+
 def open_session(
     *,
     device: str | None,
     full: bool,
     dtype: str,
-    shape: str,
+    shape: Sequence[str],
     rounds: int | None,
     results: str | None,
     skip_compiled: bool = False,
@@ -93,4 +124,4 @@ def open_session(
         "date": machine.today(),
     }  # fmt: skip
     recorder = Recorder(None if results is None else Path(results), machine.slug(run["machine"]["device"]), run)
-    return BenchSession(chosen, full, DTYPES[dtype], shape, rounds, recorder, skip_compiled)
+    return BenchSession(chosen, full, DTYPES[dtype], shape, rounds, recorder, run, skip_compiled)

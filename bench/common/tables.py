@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.common.results import load
 
 FLOORS = ("products_fp32", "products")
-GRADIENT_LIMIT = 1e-2  # a peer with a larger gradient error is no comparison for speed
+GRADIENT_LIMIT = 1e-2  # whoever has a larger gradient error is no comparison for speed, ours included
 
 
 def read_device(folder) -> dict[str, dict]:
@@ -57,18 +57,13 @@ def gradient_error(info: dict) -> float:
     return max((v if isinstance(v, float) else float("inf") for v in values), default=float("inf"))
 
 
-def fastest_peer(records: list[dict]) -> dict | None:
-    """The fastest peer that computes gradients to `GRADIENT_LIMIT`."""
-    peers = [
+def fastest(records: list[dict], role: str) -> dict | None:
+    """The fastest of a role that computes gradients to `GRADIENT_LIMIT`."""
+    right = [
         r for r in records
-        if "stats" in r and r["info"]["role"] == "peer" and gradient_error(r["info"]) < GRADIENT_LIMIT
+        if "stats" in r and r["info"]["role"] == role and gradient_error(r["info"]) < GRADIENT_LIMIT
     ]  # fmt: skip
-    return min(peers, key=lambda r: r["stats"]["median"], default=None)
-
-
-def fastest_ours(records: list[dict]) -> dict | None:
-    ours = [r for r in records if "stats" in r and r["info"]["role"] == "ours"]
-    return min(ours, key=lambda r: r["stats"]["median"], default=None)
+    return min(right, key=lambda r: r["stats"]["median"], default=None)
 
 
 def head_section(data: dict) -> str:
@@ -94,7 +89,7 @@ def head_section(data: dict) -> str:
         entropy = next((r["info"]["entropy"] for r in measured if r["info"].get("entropy")), None)
         title = f"#### {shape}, {dtype}, {inputs} logits" + (f" (entropy {entropy:.2f} nats)" if entropy else "")
         lines = [title, "", table(header, rows)]
-        ours, peer = fastest_ours(records), fastest_peer(records)
+        ours, peer = fastest(records, "ours"), fastest(records, "peer")
         if ours and peer and floor:
             ratio = peer["stats"]["median"] / ours["stats"]["median"]
             lines += [
@@ -102,9 +97,19 @@ def head_section(data: dict) -> str:
                 f"({floor[0]}). The fastest peer with gradient errors under {GRADIENT_LIMIT:g}, "
                 f"{peer['key']['provider']}, takes {ratio:.2f}x of its time.",
             ]  # fmt: skip
-        lines += skipped_lines(records)
+        lines += [*budget_lines(measured), *skipped_lines(records)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def budget_lines(measured: list[dict]) -> list[str]:
+    """Bytes of those that were given another budget than the default."""
+    given = [r for r in measured if r["info"].get("budget_bytes")]
+    words = [
+        f"{r['key']['provider']}: a budget of {megabytes(r['info']['budget_bytes'])} MB, workspace_bytes "
+        f"{megabytes(r['info']['workspace_bytes'])} MB" for r in given
+    ]  # fmt: skip
+    return ["", "; ".join(words) + "."] if words else []
 
 
 def skipped_lines(records: list[dict]) -> list[str]:
@@ -144,15 +149,26 @@ PLAIN = {
     "row_pass": (
         ("form",),
         {
-            "bytes per logit": ("bytes_per_logit", str), "GB/s": ("bandwidth", _giga),
-            "of the copy": ("of_copy", _ratio), "max abs logp error": ("logp_error", error),
+            "state bytes per logit": ("bytes_per_logit", str), "GB/s": ("bandwidth", _giga),
+            "of the copy": ("of_copy", _ratio), "asked bytes per logit": ("asked_bytes_per_logit", str),
+            "asked GB/s": ("asked_bandwidth", _giga), "asked, of the copy": ("asked_of_copy", _ratio),
+            "max abs logp error": ("logp_error", error), "peak MB": ("peak_bytes", megabytes),
         },
     ),
     "objective": (
         ("part",),
-        {"sequences": ("sequences", str), "tokens": ("tokens", str), "error": ("relative_error", error)},
+        {
+            "sequences": ("sequences", str), "tokens": ("tokens", str), "error": ("relative_error", error),
+            "peak MB": ("peak_bytes", megabytes),
+        },
     ),
-    "launches": (("shape", "frozen"), {"launches": ("launches", str), "in the backward": ("backward_launches", str)}),
+    "launches": (
+        ("shape", "frozen"),
+        {
+            "launches": ("launches", str), "in the backward": ("backward_launches", str),
+            "peak MB of the forward": ("peak_bytes", megabytes),
+        },
+    ),
     "memory": (
         ("shape", "frozen"),
         {

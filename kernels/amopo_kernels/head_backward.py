@@ -105,19 +105,21 @@ def _vocabulary_gradients(
     compute_bias = None if bias is None else bias.to(products.accumulate)
     compute_b = None if lora_b is None else lora_b.to(products.compute)
     stored = first == rows and operand == state.kept.dtype  # G needs no buffer: it stands in `kept`
-    buffer = None if stored else empty(rows * plan.tile_cols, dtype=operand)
+    spilled = rows - first
+    buffer = None if stored else empty((rows, plan.tile_cols), dtype=operand)
+    direct = products.logits == operand
+    logits_buffer = None if direct or not spilled else empty((spilled, plan.tile_cols), dtype=products.logits)
 
     for columns in column_tiles(vocab, plan.tile_cols):
         width = columns.stop - columns.start
         if stored:
             g = state.kept[:, columns]
         else:
-            g = buffer[: rows * width].view(rows, width)
+            g = buffer[:, :width]
             g[:first].copy_(state.kept[:, columns])
         if first < rows:
             spill = g[first:]
-            direct = products.logits == operand
-            logits = spill if direct else empty(spill.shape, dtype=products.logits)
+            logits = spill if direct else logits_buffer[:, :width]
             products.project(hidden[first:], compute_weight[columns], out=logits, cast_cols=width)
             block_rows = max(1, plan.block_rows * vocab // width)
             if low_rank is not None:

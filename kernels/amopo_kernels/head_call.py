@@ -38,7 +38,7 @@ class HeadCall:
     plan: Plan
 
     @classmethod
-    def make(cls, hidden: Tensor, weight: Tensor, options: HeadOptions) -> HeadCall:
+    def make(cls, hidden: Tensor, weight: Tensor, options: HeadOptions, lora_rank: int = 0) -> HeadCall:
         logits_dtype = {"": None, "input": "input", "float32": torch.float32}[options.logits_dtype]
         products = choose_products(options.compute_dtype, hidden.device, logits_dtype)
         plan = plan_workspace(
@@ -49,6 +49,7 @@ class HeadCall:
             need_weight_grad=options.need_weight or options.need_bias or options.need_lora,
             softcap=options.softcap is not None,
             cast_weight=weight.dtype != options.compute_dtype,
+            lora_rank=lora_rank,
             device_type=hidden.device.type,
         )
         return cls(options, products, plan)

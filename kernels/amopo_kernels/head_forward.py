@@ -17,6 +17,7 @@ from amopo_kernels.head_call import HeadCall
 from amopo_kernels.products import column_tiles
 from amopo_kernels.row_pass import FP16_SCALE, RowState, gradient_factor
 from amopo_kernels.vocab_parallel import VocabShard
+from amopo_kernels.workspace import row_stride
 
 
 class HeadState(NamedTuple):
@@ -60,7 +61,7 @@ def head_forward(
     unit_grad = hidden.new_empty(hidden.shape if options.need_hidden else (0, 0), dtype=products.compute)
     rank = 0 if lora_b is None else lora_b.shape[1]
     unit_lora = hidden.new_empty((rows if rank and call.needs_g else 0, rank), dtype=products.compute)
-    kept = hidden.new_empty((plan.kept_rows if call.stores_g else 0, vocab), dtype=products.compute)
+    kept = _rows_of_logits(hidden, plan.kept_rows if call.stores_g else 0, vocab, products.compute)
 
     for chunk, logits, stored in _row_chunks(hidden, vocab, kept, call):
         products.project(hidden[chunk], compute_weight, out=logits, cast_cols=plan.cast_cols)
@@ -102,6 +103,11 @@ def head_forward(
     )
 
 
+def _rows_of_logits(like: Tensor, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
+    """Empty `[rows, V]` whose rows start aligned."""
+    return like.new_empty((rows, row_stride(vocab)), dtype=dtype)[:, :vocab]
+
+
 def low_rank_rows(hidden: Tensor, lora_a: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """`scale * h A^T`, `[N, r]`."""
     return torch.mm(hidden, lora_a.to(dtype).t()).mul_(scale)
@@ -128,7 +134,7 @@ def _row_chunks(
     if first == rows:
         return
     size = plan.chunk_rows
-    buffer = torch.empty((min(size, rows - first), vocab), dtype=products.logits, device=hidden.device)
+    buffer = _rows_of_logits(hidden, min(size, rows - first), vocab, products.logits)
     spare = None
     edges = [*range(first, kept_rows, size), *range(max(first, kept_rows), rows, size), rows]
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
@@ -141,6 +147,6 @@ def _row_chunks(
             stored = kept[start:stop]
         else:
             if spare is None:
-                spare = torch.empty(buffer.shape, dtype=products.compute, device=hidden.device)
+                spare = _rows_of_logits(hidden, buffer.shape[0], vocab, products.compute)
             stored = spare[: stop - start]
         yield slice(start, stop), logits, stored

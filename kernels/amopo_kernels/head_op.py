@@ -14,12 +14,17 @@ import torch
 from amopo_kernels.head_backward import head_backward
 from amopo_kernels.head_call import HeadCall, HeadOptions
 from amopo_kernels.head_forward import HeadState, head_forward
+from amopo_kernels.workspace import row_stride
 
 _INPUTS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? lora_a, Tensor? lora_b"
 _STATE = ", ".join(f"Tensor {name}" for name in HeadState._fields if name != "logps")
 _TYPES = {"torch.dtype": "ScalarType", "float | None": "float?", "int | None": "SymInt?"}
 _OPTIONS = ", ".join(f"{_TYPES.get(field.type, field.type)} {field.name}" for field in dataclasses.fields(HeadOptions))
 _NUM_INPUTS, _NUM_STATE = 6, len(HeadState._fields) - 1
+
+
+def _rank(lora_b: torch.Tensor | None) -> int:
+    return 0 if lora_b is None else lora_b.shape[1]
 
 
 def _returns(count: int) -> str:
@@ -31,27 +36,28 @@ def _returns(count: int) -> str:
 )
 def linear_logprobs_op(*arguments):
     inputs, options = arguments[:_NUM_INPUTS], HeadOptions(*arguments[_NUM_INPUTS:])
-    return tuple(head_forward(*inputs, HeadCall.make(inputs[0], inputs[1], options)))
+    return tuple(head_forward(*inputs, HeadCall.make(inputs[0], inputs[1], options, _rank(inputs[5]))))
 
 
 @linear_logprobs_op.register_fake
 def _(*arguments):
     (hidden, weight, _, _, _, lora_b), options = arguments[:_NUM_INPUTS], HeadOptions(*arguments[_NUM_INPUTS:])
-    call = HeadCall.make(hidden, weight, options)
+    rank = _rank(lora_b)
+    call = HeadCall.make(hidden, weight, options, rank)
     rows, size = hidden.shape
     accumulate, compute = call.products.accumulate, call.products.compute
     kept = call.plan.kept_rows if call.stores_g else 0
     spill = rows - kept if call.stores_g else 0
-    rank = 0 if lora_b is None else lora_b.shape[1]
     shapes = {
         "logps": ((rows,), accumulate),
         "unit_grad": ((rows, size) if options.need_hidden else (0, 0), compute),
         "unit_lora": ((rows if rank and call.needs_g else 0, rank), compute),
-        "kept": ((kept, weight.shape[0]), compute),
+        "kept": ((kept, row_stride(weight.shape[0])), compute),
         "factor": ((rows if call.needs_g else 0,), accumulate),
         **{name: ((spill,), accumulate) for name in ("reference", "mass", "total")},
     }
-    return tuple(hidden.new_empty(shape, dtype=dtype) for shape, dtype in map(shapes.get, HeadState._fields))
+    state = HeadState(*(hidden.new_empty(shape, dtype=dtype) for shape, dtype in map(shapes.get, HeadState._fields)))
+    return tuple(state._replace(kept=state.kept[:, : weight.shape[0]]))
 
 
 @torch.library.custom_op(
@@ -62,7 +68,7 @@ def _(*arguments):
 def linear_logprobs_backward_op(grad_logps, *arguments):
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
     state, options = HeadState(grad_logps, *rest[:_NUM_STATE]), HeadOptions(*rest[_NUM_STATE:])
-    call = HeadCall.make(inputs[0], inputs[1], options)
+    call = HeadCall.make(inputs[0], inputs[1], options, _rank(inputs[5]))
     return tuple(head_backward(grad_logps, *inputs, state, call))
 
 

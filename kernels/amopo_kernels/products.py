@@ -93,6 +93,9 @@ class Products:
         if out.dtype == self.operand and out.is_contiguous():
             torch.mm(g.t(), x, out=out)
             return
+        if g.is_cuda and out.dtype == torch.float32:  # master weights under autocast: never rounded to half
+            torch.mm(g.t(), x, out_dtype=torch.float32, out=out)
+            return
         with _half_units(self.compute) if self.policy == "upcast" else contextlib.nullcontext():
             out.copy_(torch.mm(g.t(), x))
 

@@ -1,20 +1,14 @@
-"""How the benchmarks measure: rotation, memory peaks, failing peers, results that survive."""
+"""How the benchmarks measure: rotation, memory peaks, failures in the middle, results that survive."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 
-from bench.common import baselines, head_race, measure, ours  # noqa: F401  (some register providers)
-from bench.common.cases import HeadShape
-from bench.common.providers import PROVIDERS, Outcome, Provider
+from bench.common import measure
 from bench.common.results import Recorder, load
-from bench.common.session import open_session
 
 CPU = torch.device("cpu")
-SHAPE = HeadShape("test", 16, 16, 97)
 
 
 def test_rounds_rotate():
@@ -59,55 +53,52 @@ def test_statistics_of_rounds():
     assert (stats["median"], stats["min"], stats["max"], stats["rounds"]) == (2.0, 1.0, 3.0, 3)
 
 
-def small_session(tmp_path):
-    return open_session(device="cpu", full=False, dtype="fp32", shape="", rounds=2, results=str(tmp_path))
+class Raising:
+    """Raises in its third call."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.calls = error, 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls == 3:
+            raise self.error
 
 
-@pytest.fixture
-def strange_peers(monkeypatch):
-    def build(case, frozen):
-        def fail():
-            raise RuntimeError("out of order\nsecond line")
-
-        return fail
-
-    def build_wrong(case, frozen):
-        right = PROVIDERS["plain_torch"].build(case, frozen)
-        return lambda: Outcome(right().value, *(2.0 * g for g in (right().grad_hidden, right().grad_weight)))
-
-    present = lambda case: None  # noqa: E731
-    for name, made, missing in (
-        ("failing", build, present), ("wrong", build_wrong, present), ("absent", build, lambda case: "not installed"),
-    ):  # fmt: skip
-        monkeypatch.setitem(PROVIDERS, name, Provider(name, "peer", "tokens", "", missing, made))
+def test_who_raises_in_a_late_round_is_out_and_the_others_go_on():
+    raising = Raising(AssertionError())
+    entrants = [measure.Entrant("a", lambda: None), measure.Entrant("b", raising)]
+    measure.race(entrants, CPU, seconds=0.0, min_rounds=5, max_rounds=5)
+    assert len(entrants[0].times) == 5 and entrants[0].problem is None
+    assert entrants[1].problem == "failed: AssertionError()" and entrants[1].times == [] and raising.calls == 3
+    assert entrants[1].function is None
 
 
-def test_failing_wrong_and_absent_peers_are_reported(tmp_path, strange_peers):
-    session = small_session(tmp_path)
-    case = session.case(SHAPE, "peaked")
-    names = ["products", "amopo_eager", "failing", "wrong", "absent"]
-    entries = head_race.run_head_race(session, case, False, names, "head_full")
-    assert entries["failing"].problem == "failed: RuntimeError: out of order"
-    assert entries["absent"].problem == "not installed"
-    assert entries["wrong"].info["over_limit"] == ["grad_hidden_error", "grad_weight_error"]
-    assert len(entries["amopo_eager"].entrant.times) == 2 and entries["amopo_eager"].info["over_limit"] == []
-    (path,) = tmp_path.rglob("*.json")
-    records = {record["key"]["provider"]: record for record in load(path)["records"]}
-    assert records["failing"]["skipped"].startswith("failed") and records["absent"]["skipped"] == "not installed"
-    assert records["wrong"]["info"]["over_limit"] and records["amopo_eager"]["stats"]["rounds"] == 2
-    assert "times" not in json.dumps(records)
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (AssertionError(), "AssertionError()"), (RuntimeError(" \n "), "RuntimeError(' \\n ')"),
+        (ValueError("first\nsecond"), "ValueError: first"), (KeyError("k"), "KeyError: 'k'"),
+    ],
+)  # fmt: skip
+def test_every_exception_has_a_message(error, said):
+    assert measure.message_of(error) == said
 
 
-def test_a_failure_of_ours_fails_its_benchmark_and_no_other(tmp_path, monkeypatch):
-    def build(case, frozen):
-        raise RuntimeError("ours")
+def test_cycles_of_a_race_are_collected_between_its_rotations():
+    alive = []
 
-    monkeypatch.setitem(PROVIDERS, "mine", Provider("mine", "ours", "tokens", "", lambda case: None, build))
-    session = small_session(tmp_path)
-    names = ["mine", "products"]
-    entries = head_race.run_head_race(session, session.case(SHAPE, "flat"), False, names, "head_full")
-    assert entries["mine"].must_not_be_missing and entries["mine"].problem == "failed: RuntimeError: ours"
-    assert entries["products"].entrant.times
+    class Cycle:
+        def __init__(self) -> None:
+            self.self = self
+
+    def function():
+        alive.append(measure.weakref.ref(Cycle()))
+
+    left = []
+    count = lambda: left.append(sum(ref() is not None for ref in alive))  # noqa: E731
+    measure.race([measure.Entrant("a", function)], CPU, seconds=0.0, min_rounds=4, max_rounds=4, after_rotation=count)
+    assert left == [1, 1, 1, 1] and measure.gc.isenabled() and measure.gc.get_freeze_count() == 0
 
 
 def test_records_replace_those_of_the_same_key_and_drop_empty_runs(tmp_path):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from amopo_kernels import reference
+from bench import test_objective as objective_bench
 from bench.common import ours, peers  # noqa: F401  (they register providers)
 from bench.common.baselines import stored_g
 from bench.common.cases import HeadShape, make_case
 from bench.common.providers import (
     PROVIDERS,
     SIMPO,
+    NotMeasured,
     Outcome,
     Provider,
     errors_of,
     tokens_task,
     upstream_of,
+    using_backend,
 )
 from bench.common.truth import over_limit, truth_of
 
@@ -110,6 +115,44 @@ def test_the_floor_multiplies_the_numbers_of_the_case(case):
     clear = logps > -39.0
     torch.testing.assert_close((g * logps.exp()[:, None])[clear], exact[clear], rtol=1e-3, atol=1e-6)
     assert PROVIDERS["products"].build(case, True)().value is None
+
+
+def head_on(device: str, rows: int, dtype=torch.bfloat16) -> SimpleNamespace:
+    """Shape, dtype and device of a case without its tensors."""
+    return SimpleNamespace(shape=HeadShape("7b", rows, 3584, 152064), dtype=dtype, device=torch.device(device))
+
+
+@pytest.mark.parametrize("rows, spills", [(2048, False), (8192, True), (16384, True)])
+def test_a_budget_that_keeps_all_is_a_line_where_the_default_spills(rows, spills):
+    case = head_on("cuda", rows)
+    assert ours.keeps_all(case, None) != spills
+    missing = PROVIDERS["amopo_eager_kept"].missing(case)
+    assert missing == (None if spills else "the default keeps all of G here")
+    if spills:
+        details = PROVIDERS["amopo_eager_kept"].details(case, False)
+        budget = details["budget_bytes"]
+        assert ours.keeps_all(case, budget) and not ours.keeps_all(case, budget - (64 << 20))
+        assert budget > rows * 152064 * 2 and details["workspace_bytes"] > budget / 2
+        assert PROVIDERS["amopo_eager"].details(case, False)["budget_bytes"] is None
+
+
+def test_the_budget_that_keeps_all_computes_the_same_and_has_no_frozen_form(case):
+    provider = PROVIDERS["amopo_eager_kept"]
+    errors = errors_of("tokens", case, truth_of(case), provider.build(case, False)())
+    assert max(errors["grad_hidden_error"], errors["grad_weight_error"]) < 2e-5
+    with pytest.raises(NotMeasured, match="nothing to keep"):
+        provider.build(case, True)
+
+
+@pytest.mark.parametrize("part", ["mobt_gaussian", "step_gaussian", "mobt_mean", "step_mean"])
+def test_the_objective_is_checked_with_its_noise(part, monkeypatch):
+    batch = objective_bench.Batch(torch.device("cpu"))
+    with using_backend("eager"):
+        result = batch.function(part)()
+    assert objective_bench._error(part, batch, result) < 1e-5
+    monkeypatch.setattr(objective_bench, "SEED", 1)
+    drawn_elsewhere = objective_bench._error(part, batch, result)
+    assert (drawn_elsewhere > 1e-3) == part.endswith("gaussian")
 
 
 def test_a_peer_that_is_not_installed_has_a_reason():

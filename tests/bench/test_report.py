@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import evidence, report
+from bench import report
 from bench.common import tables
 from bench.common.results import Recorder
 
@@ -52,7 +52,7 @@ def test_times_ratios_and_errors_stand_in_the_table(results, tmp_path):
 
 def test_the_fastest_peer_is_one_that_is_right(results):
     records = tables.read_device(results / "box-9")["head_full"]["records"]
-    assert tables.fastest_peer(records)["key"]["provider"] == "exact"
+    assert tables.fastest(records, "peer")["key"]["provider"] == "exact"
     text = tables.head_section({"records": records})
     assert "takes 1.20x of the floor (products)" in text and "exact, takes 1.50x of its time" in text
 
@@ -83,16 +83,30 @@ def test_a_document_without_markers_is_refused():
         report.between_markers("nothing", "text")
 
 
-def test_every_part_of_the_evidence_is_a_command_that_runs_short_of_nine_minutes(tmp_path):
-    assert evidence.SECONDS < 9 * 60
-    for part in evidence.PARTS:
-        full, dry = (evidence.command_of(part, tmp_path, dry_run) for dry_run in (False, True))
-        assert ("--full" in full) == (part != "tests") and "--full" not in dry and "--shape" not in dry
-        assert all((evidence.Path(__file__).parents[2] / word).exists() for word in full if word.endswith(".py"))
+def test_a_calculated_table_stands_below_a_pending_a100_alone(results, tmp_path):
+    text = report.render(results, tmp_path / "pictures", ("NVIDIA H200", "NVIDIA A100-SXM4-80GB"), draw=False)
+    h200, a100 = text.split("## NVIDIA H200")[1].split("## NVIDIA A100-SXM4-80GB")
+    assert "calculated" not in h200 and "### Head: calculated, not measured" in a100 and "pending" in a100
+    (results / "nvidia-a100-sxm4-80gb").mkdir()
+    text = report.render(results, tmp_path / "pictures", ("NVIDIA A100-SXM4-80GB",), draw=False)
+    assert text.count("### Head: calculated, not measured") == 1
+    run = RUN | {"machine": RUN["machine"] | {"device": "NVIDIA A100-SXM4-80GB"}}
+    Recorder(results, "nvidia-a100-sxm4-80gb", run).put(
+        "head_full", {**KEY, "provider": "products"},
+        stats={"median": 1.0}, info={"role": "floor", "tflops": 1.0, "over_limit": []},
+    )  # fmt: skip
+    text = report.render(results, tmp_path / "pictures", ("NVIDIA A100-SXM4-80GB",), draw=False)
+    assert "calculated" not in text
 
 
-def test_a_part_that_runs_out_of_time_says_so_and_keeps_its_log(tmp_path, monkeypatch):
-    code = "import time; print('here', flush=True); time.sleep(60)"
-    monkeypatch.setattr(evidence, "command_of", lambda *_: [evidence.sys.executable, "-c", code])
-    assert evidence.run_part("tests", tmp_path, dry_run=False, seconds=4.0) == 124
-    assert (tmp_path / "tests.log").read_text() == "here\n"
+def test_ours_needs_the_same_gradient_error_and_budgets_are_stated(results):
+    records = tables.read_device(results / "box-9")["head_full"]["records"]
+    ours = next(r for r in records if r["key"]["provider"] == "amopo_cpp")
+    wrong = {**ours, "key": ours["key"] | {"provider": "amopo_fast"}, "stats": {"median": 1.01}}
+    wrong["info"] = ours["info"] | {"grad_hidden_error": 0.02}
+    kept = {**ours, "key": ours["key"] | {"provider": "amopo_kept"}, "stats": {"median": 1.15}}
+    kept["info"] = ours["info"] | {"budget_bytes": 64 << 20, "workspace_bytes": 65 << 20}
+    assert tables.fastest([*records, wrong], "ours") is ours
+    text = tables.head_section({"records": [*records, wrong, kept]})
+    assert "amopo_kept takes 1.15x of the floor" in text
+    assert "amopo_kept: a budget of 64 MB, workspace_bytes 65 MB." in text

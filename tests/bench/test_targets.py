@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.common import targets
+from bench.common.row_forms import FORMS, of_copy
 
 
 def record(provider: str, seconds: float, role: str, task: str = "tokens", **info) -> dict:
@@ -36,6 +37,9 @@ def test_the_fastest_of_ours_is_compared_with_the_fastest_products():
     found = rows(records, CPU)
     assert found["full head to its three bare products"] == ("<= 1.25x", "1.20x", "yes")
     assert found["SimPO's loss to liger_simpo"] == ("<= 0.70x", "0.65x", "yes")
+    places = {row[0].split(" (")[0]: row[1] for row in targets.target_rows(results(records, CPU), cuda=False)}
+    assert places["SimPO's loss to liger_simpo"] == "head, peaked, amopo_cpp_simpo"
+    assert places["full head to its three bare products"] == "head, peaked, amopo_cpp"
     assert found["SimPO's loss to liger_simpo_one_chunk"] == ("<= 0.70x", "0.71x", "no")
     said = "no: the bare products alone take 0.80x"
     assert found["full head to F.linear_cross_entropy"] == ("<= 0.75x", "0.96x", said)
@@ -75,14 +79,40 @@ def test_memory_row_pass_and_objective():
     found = rows(memory, CPU, "memory")
     assert found["peak bytes to workspace_bytes, largest of 2 budgets"] == ("<= 1.05x", "1.06x", "no")
     assert found["time at a budget of 64 MB to the bare products"] == ("<= 2.00x", "2.10x", "no")
+    form = FORMS["bf16_in_place"]
     passes = [
-        {"key": {"form": "bf16", "provider": name}, "stats": {"median": time}, "info": {"of_copy": 1.0 / time}}
-        for name, time in (("copy", 1.0), ("triton", 1.1), ("eager", 5.0))
+        {
+            "key": {"form": "bf16", "provider": name},
+            "stats": {"median": time},
+            "info": of_copy(form, name, time, 1.0, 9),
+        }
+        for name, time in (("copy", 1.0), ("triton", 1.25), ("eager", 5.0))
     ]
     found = rows(passes, GPU, "row_pass")
-    assert found["row pass, share of the bandwidth of a copy"] == (">= 0.85x", "0.91x", "yes")
-    objective = [{"key": {"part": "mobt", "provider": "triton"}, "stats": {"median": 61e-6}, "info": {}}]
-    assert [*rows(objective, GPU, "objective").values()] == [("<= 60 us", "61 us", "no")]
+    measured = "0.80x by state bytes (4 per logit); 1.20x by those asked for (6 per logit)"
+    assert found["row pass, share of the bandwidth of a copy"] == (">= 0.85x", measured, "no")
+    objective = [
+        {"key": {"part": f"mobt_{weights}", "provider": "triton"}, "stats": {"median": time}, "info": {}}
+        for weights, time in (("gaussian", 61e-6), ("mean", 59e-6))
+    ]
+    found = targets.target_rows(results(objective, GPU, "objective"), cuda=True)
+    assert [row[1:] for row in found] == [
+        ("B = 8, K = 4, gaussian weights", "<= 60 us", "61 us", "no"),
+        ("B = 8, K = 4, mean weights", "<= 60 us", "59 us", "yes"),
+    ]
+
+
+def test_ours_is_judged_by_the_same_gradient_error_as_peers():
+    records = [
+        record("products", 1.0, "floor", "products"), record("amopo_triton", 1.05, "ours"),
+        record("amopo_triton_input_logits", 1.02, "ours", grad_hidden_error=0.02),
+    ]  # fmt: skip
+    found = targets.target_rows(results(records, GPU), cuda=True)
+    assert found[0][1:] == ("head, peaked, amopo_triton", "<= 1.10x", "1.05x", "yes")
+    wrong = [records[0], records[2]]
+    assert targets.target_rows(results(wrong, GPU), cuda=True) == [
+        ("full head, gradient error", "head, peaked", "< 0.01", "2.0e-02", "no")
+    ]
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU])
