@@ -27,8 +27,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
-import numpy as np
 import torch
 
 from amopo.packing.layout import TreeLayout, TreePaths
@@ -106,22 +106,19 @@ def pack(
     if num_tokens + padding >= 2**31:
         raise ValueError(f"a packed row of {num_tokens + padding} tokens is beyond int32 offsets; pack fewer samples")
     if padding:
-        tail = Node(np.zeros(padding, dtype=np.int64), None, stop=padding)
+        tail = Node([0] * padding, None, stop=padding)
         forests.append(Forest([tail], [], padding))
 
     table = _NodeTable(forests)
-    input_ids = np.concatenate(table.tokens)
-    is_response = np.repeat(table.is_response, table.lengths)
+    input_ids = torch.tensor(list(chain.from_iterable(table.tokens)), dtype=torch.int64)
+    is_response = torch.repeat_interleave(table.is_response, table.lengths)
     # A token is predicted by the one before it on its path: its neighbour, or the last token of its node's parent.
-    before = np.arange(-1, len(input_ids) - 1)
+    before = torch.arange(-1, len(input_ids) - 1)
     before[table.starts] = table.before
-    row_of = np.cumsum(is_response) - 1
+    row_of = is_response.cumsum(0) - 1
     fan_out = row_of[_ranges(table.response_starts, table.response_lengths)]
-    offsets = np.concatenate([[0], np.cumsum(table.sequence_lengths)])
-    row_index = torch.from_numpy(before[is_response])
-    row_target = torch.from_numpy(input_ids[is_response])
-    has_own_rows = len(fan_out) == len(row_index) and bool((fan_out == np.arange(len(fan_out))).all())
-    fan_out = torch.from_numpy(fan_out)
+    row_index, row_target = before[is_response], input_ids[is_response]
+    has_own_rows = len(fan_out) == len(row_index) and torch.equal(fan_out, torch.arange(len(fan_out)))
 
     layout = TreeLayout(
         num_samples=len(samples),
@@ -129,7 +126,7 @@ def pack(
         row_index=row_index,
         row_target=row_target,
         fan_out=None if has_own_rows else fan_out,
-        offsets=torch.from_numpy(offsets),
+        offsets=_offsets(table.sequence_lengths),
         max_target=int(row_target.max()),
         num_tokens=num_tokens,
         represented_tokens=sum(
@@ -141,7 +138,7 @@ def pack(
     )
     position_ids = _ranges(table.depths, table.lengths)
     sample_ids = torch.tensor([sample_id_to_int64(s.id) for s in samples], dtype=torch.int64)
-    return PackedBatch(torch.from_numpy(input_ids)[None], torch.from_numpy(position_ids)[None], layout, sample_ids)
+    return PackedBatch(input_ids[None], position_ids[None], layout, sample_ids)
 
 
 def _check_samples(samples: Sequence[TokenizedSample]) -> int:
@@ -161,17 +158,22 @@ def _check_samples(samples: Sequence[TokenizedSample]) -> int:
     return num_objectives
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _ranges(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """`start, start + 1, ...` for every (start, length), one after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    ends = lengths.cumsum(0)
+    return torch.arange(int(lengths.sum())) + torch.repeat_interleave(starts - (ends - lengths), lengths)
+
+
+def _offsets(lengths: Sequence[int]) -> torch.Tensor:
+    """int64 `[len + 1]`: where each part begins, and the end of the last."""
+    return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int64)
 
 
 class _NodeTable:
     """The nodes of a row as arrays, in the order of the row."""
 
     def __init__(self, forests: Sequence[Forest]) -> None:
-        self.tokens: list[np.ndarray] = []
+        self.tokens: list[list[int]] = []
         starts, stops, depths, before, is_response = [], [], [], [], []
         response_starts, response_lengths, sequence_lengths = [], [], []
         segments: list[list[tuple[int, int]]] = []  # (start, length) of the nodes of each path
@@ -187,36 +189,34 @@ class _NodeTable:
                 is_response.append(node.is_response)
                 if not node.children:
                     segments.append([(first + n.start, len(n.tokens)) for n in _path(node)])
-            for chain in forest.responses:
-                response_starts += [first + node.start for node in chain]
-                response_lengths += [len(node.tokens) for node in chain]
-                sequence_lengths.append(sum(len(node.tokens) for node in chain))
+            for nodes in forest.responses:
+                response_starts += [first + node.start for node in nodes]
+                response_lengths += [len(node.tokens) for node in nodes]
+                sequence_lengths.append(sum(len(node.tokens) for node in nodes))
             first += forest.num_tokens
         self.num_tokens = first
-        self.starts, self.stops = np.array(starts), np.array(stops)
-        self.lengths = np.array([len(tokens) for tokens in self.tokens])
-        self.depths, self.before, self.is_response = np.array(depths), np.array(before), np.array(is_response)
-        self.response_starts, self.response_lengths = np.array(response_starts), np.array(response_lengths)
+        self.starts, self.stops, self.depths, self.before = map(torch.tensor, (starts, stops, depths, before))
+        self.lengths = torch.tensor([len(tokens) for tokens in self.tokens])
+        self.is_response = torch.tensor(is_response)
+        self.response_starts, self.response_lengths = torch.tensor(response_starts), torch.tensor(response_lengths)
         self.sequence_lengths = sequence_lengths
         self._segments = segments
 
     def paths(self) -> TreePaths:
         """Segments of the row and their root-to-leaf paths."""
         ends = [path[-1][0] + path[-1][1] for path in self._segments]
-        queries = np.diff([0, *ends])
-        keys = np.array([sum(length for _, length in path) for path in self._segments])
-        is_own = bool((queries == keys).all())
-        pieces = np.array([piece for path in self._segments for piece in path])
-        index = None if is_own else GatherIndex.of(torch.from_numpy(_ranges(*pieces.T)), self.num_tokens)
-        cumulative = [
-            torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])).to(torch.int32) for lengths in (queries, keys)
-        ]
+        queries = [end - before for before, end in zip([0, *ends], ends, strict=False)]
+        keys = [sum(length for _, length in path) for path in self._segments]
+        index = None
+        if queries != keys:
+            pieces = torch.tensor([piece for path in self._segments for piece in path])
+            index = GatherIndex.of(_ranges(*pieces.unbind(1)), self.num_tokens)
         return TreePaths(
-            lengths=tuple(zip(queries.tolist(), keys.tolist(), strict=True)),
-            cu_seqlens_q=cumulative[0],
-            cu_seqlens_k=cumulative[1],
+            lengths=tuple(zip(queries, keys, strict=True)),
+            cu_seqlens_q=_offsets(queries).to(torch.int32),
+            cu_seqlens_k=_offsets(keys).to(torch.int32),
             keys=index,
-            subtree_end=torch.from_numpy(np.repeat(self.stops, self.lengths)),
+            subtree_end=torch.repeat_interleave(self.stops, self.lengths),
         )
 
 

@@ -12,15 +12,13 @@ order, and per sequence (objective, chosen | rejected) the nodes of its response
 | "tree" | all 2K: also what the K prompts begin with |
 
 Sharing is found on token ids, never assumed from text: tokenisers merge across boundaries. A response always begins a
-node of its own, so a node is prompt or response of a sequence as a whole. Loops run over nodes; tokens are compared by
-numpy.
+node of its own, so a node is prompt or response of a sequence as a whole. Loops run over nodes; tokens are compared as
+slices of lists, in C.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from amopo.packing.sample import TokenizedSample
 
@@ -31,7 +29,7 @@ SHARING = ("none", "pair", "tree")
 class Node:
     """A run of tokens without branches. `depth`: position of its first token. `is_response`: of some sequence."""
 
-    tokens: np.ndarray
+    tokens: list[int]
     parent: Node | None
     depth: int = 0
     children: list[Node] = field(default_factory=list)
@@ -60,12 +58,19 @@ def check_sharing(sharing: str) -> None:
         raise ValueError(f"sharing={sharing!r} is not known; known: {', '.join(map(repr, SHARING))}")
 
 
-def common_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two arrays have in common at their beginning."""
+def common_length(a: list[int], b: list[int]) -> int:
+    """How many tokens two lists have in common at their beginning."""
     length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    first = int(differs.argmax()) if length else 0
-    return first if length and differs[first] else length
+    if a[:length] == b[:length]:
+        return length
+    same, differs = 0, length  # the first `same` tokens are equal, the first `differs` are not
+    while differs - same > 1:
+        middle = (same + differs) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            differs = middle
+    return same
 
 
 def _split(node: Node, at: int) -> None:
@@ -76,7 +81,7 @@ def _split(node: Node, at: int) -> None:
     node.tokens, node.parent, node.depth = node.tokens[at:], upper, node.depth + at
 
 
-def _insert(node: Node, tokens: np.ndarray) -> Node:
+def _insert(node: Node, tokens: list[int]) -> Node:
     """The node at whose end `tokens`, read from the end of `node`, end."""
     while len(tokens):
         child = next((child for child in node.children if child.tokens[0] == tokens[0]), None)
@@ -122,15 +127,12 @@ def _depth_first(roots: list[Node]) -> tuple[list[Node], int]:
 def build(sample: TokenizedSample, sharing: str) -> Forest:
     """The forest of one sample."""
     check_sharing(sharing)
-    empty = np.zeros(0, dtype=np.int64)
-    responses = [np.asarray(tokens, dtype=np.int64) for tokens in (sample.chosen, sample.rejected)]
     roots: list[Node] = []
     ends: list[tuple[Node, Node]] = []
     for prompt in sample.prompts:
-        prompt = np.asarray(prompt, dtype=np.int64)
-        for side, response in enumerate(responses):
+        for side, response in enumerate((sample.chosen, sample.rejected)):
             if not roots or sharing == "none" or (sharing == "pair" and side == 0):
-                roots.append(Node(empty, None))
+                roots.append(Node([], None))
             top = _insert(roots[-1], prompt)
             ends.append((top, _insert(top, response)))
     chains = [_chain(top, bottom) for top, bottom in ends]

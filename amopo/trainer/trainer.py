@@ -35,6 +35,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from amopo.fused_loss import loss_from_logps
+from amopo.packing import attention
 from amopo.packing.pack import PackedBatch
 from amopo.packing.sample import TokenizedSample
 from amopo.packing.unpack import samples_of
@@ -47,7 +48,7 @@ from amopo.trainer.identity import model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
-from amopo.trainer.resume import check_same_run, latest_checkpoint, run_record, write_run_record
+from amopo.trainer.resume import check_same_run, check_weight_names, latest_checkpoint, run_record, write_run_record
 from amopo.trainer.self_check import compare_with_separate_forwards
 
 EVALUATION_STEP = 0
@@ -106,6 +107,12 @@ class AMoPOTrainer(Trainer):
         self.packed_forward = patch_forward(
             model, logits_dtype=LOGITS_DTYPES[args.logits_dtype], budget=args.head_budget
         )
+        if args.sharing != "none" and not attention.is_installed(causal_lm(model)):
+            self.packed_forward.remove()
+            raise ValueError(
+                f"{type(causal_lm(model)).__name__} does not take its attention from transformers' interface, so its "
+                "sequences cannot share tokens; set sharing='none'"
+            )
 
     # ---- data ----
 
@@ -265,6 +272,7 @@ class AMoPOTrainer(Trainer):
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = latest_checkpoint(self.args.output_dir, rank=rank)
             check_same_run(resume_from_checkpoint, self.run_record(), rank=rank)
+            check_weight_names(resume_from_checkpoint, self.model)
             resume_from_checkpoint = str(resume_from_checkpoint)
         if self.args.self_check:
             self._check_first_batch()
