@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from amopo.cli.console import Console
-from amopo.cli.errors import UsageError
+from amopo.cli.errors import CommandFailed, UsageError
 from amopo.cli.models import DTYPES, load, need
 from amopo.cli.options import Option, Settings
 from amopo.packing.sample import TokenizedSample
@@ -74,7 +74,7 @@ def run(settings: Settings) -> None:
     console.say(f"{settings.model}: {type(model).__name__}, {dtype}, {device}, sharing={settings.sharing}")
     console.say(str(found))
     if not found.is_exact:
-        raise RuntimeError(
+        raise CommandFailed(
             f"no: packed rows of {type(model).__name__} are not what separate forwards give on {device} in {dtype}: "
             f"{found}"
         )
