@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from amopo.head import head_logps, vocab_size
 from amopo.padded import check_rows, select_rows, sequence_rows
 from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_tokens
+from amopo_kernels.gather import gather_rows
 
 if TYPE_CHECKING:
     from amopo.packing.layout import TreeLayout
@@ -144,8 +145,7 @@ def loss_from_logps(
         raise ValueError(f"logps must be [{expected}], one per row of the layout, got {tuple(logps.shape)}")
     if validate:
         shape = (layout.num_samples, layout.num_objectives, 2)
-        tokens = logps if layout.fan_out is None else logps[layout.fan_out]
-        _check_logps(tokens, layout.offsets, torch.arange(layout.offsets.shape[0] - 1).view(shape))
+        _check_logps(fan_out(logps, layout), layout.offsets, torch.arange(layout.offsets.shape[0] - 1).view(shape))
     return _loss_of_layout(logps, layout, settings, sample_ids)
 
 
@@ -163,11 +163,20 @@ def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None,
             f"a target of the layout is {layout.max_target}, outside the vocabulary [0, {vocab}); check that tokenizer "
             "and model belong together"
         )
+    if layout.rows is not None:
+        return gather_rows(hidden[: layout.rows.num_rows], layout.rows)
     return hidden.index_select(0, layout.row_index)
 
 
+def fan_out(logps: Tensor, layout: TreeLayout) -> Tensor:
+    """Log-probs of the response tokens of all sequences `[N]` from those of the layout's rows `[R]`."""
+    if layout.fan_out is None:
+        return logps
+    return logps.index_select(0, layout.fan_out) if layout.fan is None else gather_rows(logps, layout.fan)
+
+
 def _loss_of_layout(logps: Tensor, layout: TreeLayout, settings: LossSettings, sample_ids: Tensor | None) -> FusedLoss:
-    tokens = logps if layout.fan_out is None else logps.index_select(0, layout.fan_out)
+    tokens = fan_out(logps, layout)
     shape = (layout.num_samples, layout.num_objectives)
     return loss_from_tokens(tokens, layout.offsets, None, shape, settings, sample_ids)
 

@@ -42,7 +42,6 @@ class Batch:
         edges = self.offsets
         self.layout = TreeLayout(
             SAMPLES, OBJECTIVES, torch.arange(count), torch.zeros(count, dtype=torch.int64), None, edges, 0, count,
-            edges.int(), int(lengths.max()),
         ).to(device)  # fmt: skip
         self.device_logps = self.logps.to(device)
         self.ids, self.step = torch.arange(SAMPLES, device=device), torch.full((), STEP, device=device)

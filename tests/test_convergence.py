@@ -59,8 +59,7 @@ def fused_step(model, tokens, labels, step):
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     layout = amopo.TreeLayout(
         num_samples=SAMPLES, num_objectives=OBJECTIVES, row_index=torch.arange(len(rows)), row_target=targets,
-        fan_out=None, offsets=offsets, max_target=VOCAB - 1, num_tokens=len(rows), cu_seqlens=offsets.int(),
-        max_seqlen=LENGTH,
+        fan_out=None, offsets=offsets, max_target=VOCAB - 1, num_tokens=len(rows),
     )  # fmt: skip
     return amopo.loss_from_logps(logps, layout, beta=2.0, step=step).loss
 

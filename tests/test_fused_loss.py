@@ -211,10 +211,9 @@ def test_shifted_labels_and_layout_give_the_same_loss():
     index = (shifted >= 0).flatten().nonzero()[:, 0]
     lengths = (shifted >= 0).sum(1)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    cu_seqlens = torch.arange(0, 25 * LENGTH, LENGTH, dtype=torch.int32)
     layout = amopo.TreeLayout(
         num_samples=3, num_objectives=4, row_index=index, row_target=shifted.flatten()[index], fan_out=None,
-        offsets=offsets, max_target=VOCAB - 1, num_tokens=24 * LENGTH, cu_seqlens=cu_seqlens, max_seqlen=LENGTH,
+        offsets=offsets, max_target=VOCAB - 1, num_tokens=24 * LENGTH,
     )  # fmt: skip
     flat = batch.hidden.reshape(-1, HIDDEN)
     result = amopo.fused_loss(flat, batch.head, layout=layout, **options)

@@ -6,7 +6,6 @@ itself says (`torch.cuda.set_sync_debug_mode`) is asked in tests/gpu.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
@@ -24,22 +23,22 @@ VOCAB, HIDDEN, OBJECTIVES, SAMPLES = 61, 16, 3, 4
 
 
 def make_layout(shared: bool):
-    """Layout of a real packed row; `shared`: some rows serve several sequences, as a tree's do."""
+    """Layout of a real packed row; `shared`: branch tokens predict several tokens, rows serve several sequences."""
     rng = random.Random(0)
 
     def tokens(longest):
         return [rng.randrange(VOCAB) for _ in range(rng.randint(1, longest))]
 
-    samples = [TokenizedSample([tokens(5) for _ in range(OBJECTIVES)], tokens(6), tokens(6), i) for i in range(SAMPLES)]
-    layout = pack(samples).layout
-    if not shared:
-        return layout
-    rows = layout.row_index.shape[0]
-    fan_out = torch.arange(rows)
-    fan_out[-5:] = fan_out[:5]
-    return dataclasses.replace(
-        layout, row_index=layout.row_index[:-5], row_target=layout.row_target[:-5], fan_out=fan_out
-    )
+    samples = []
+    for number in range(SAMPLES):
+        begin, chosen = tokens(3), tokens(6)
+        rejected = [(chosen[0] + 1) % VOCAB, *tokens(6)]
+        samples.append(
+            TokenizedSample([tokens(5) for _ in range(OBJECTIVES)], begin + chosen, begin + rejected, number)
+        )
+    layout = pack(samples, sharing="pair" if shared else "none").layout
+    assert shared == (layout.fan_out is not None) == (len(layout.row_index.unique()) < len(layout.row_index))
+    return layout
 
 
 SETTINGS = {

@@ -176,6 +176,8 @@ def make_config(settings: Settings) -> Any:
     names = {option.name for option in options_of(AMoPOConfig, exclude=OWN)}
     given = {name: settings.values[name] for name in settings.given if name in names}
     given = DEFAULTS | given
+    # Templates after the prompt leave it a common beginning of all K prompts.
+    given.setdefault("sharing", "tree" if get_template(settings.template).position == "suffix" else "pair")
     args = AMoPOConfig(
         output_dir=settings.output_dir, objectives=settings.objectives, report_to=settings.report_to, **given
     )

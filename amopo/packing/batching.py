@@ -1,4 +1,4 @@
-"""Batches of whole samples, filled to a token budget.
+"""Batches of whole samples, filled to a budget of tokens and of response rows.
 
 Contract
 --------
@@ -6,7 +6,8 @@ Contract
 `DataLoader(batch_sampler=...)`.
 
 - A sample is never split: its 2K sequences, and so its K weights, stay in one batch.
-- A batch's tokens are at most `budget`, its samples at most `max_samples_per_batch`.
+- A batch's tokens are at most `budget`, its samples at most `max_samples_per_batch`, its rows of the head (`rows`, one
+  number per sample) at most `row_budget`.
 - Batches are a pure function of (lengths, budget, seed, epoch, ...): nothing is remembered between epochs, so a resumed
   run computes the same batches again, and skipping the first n gives exactly the rest.
 - Every rank gets its own batches, the same number on every rank and in every epoch, because a schedule is computed once
@@ -38,20 +39,36 @@ WINDOW = 512
 
 
 def best_fit_decreasing(
-    indices: Sequence[int], lengths: Sequence[int], *, budget: int, max_samples: int | None = None
+    indices: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    budget: int,
+    max_samples: int | None = None,
+    rows: Sequence[int] | None = None,
+    row_budget: int | None = None,
 ) -> list[list[int]]:
-    """Distribute `indices` over bins of `budget` tokens: longest first, each into the fullest bin that takes it."""
+    """Distribute `indices` over bins of `budget` tokens: longest first, each into the fullest bin that takes it.
+
+    A bin takes at most `max_samples` samples and, where a `row_budget` is given, at most that many of their `rows`.
+    """
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, bin), sorted, open bins only
+    rows_left: list[int] = []
     for index in sorted(indices, key=lambda i: -lengths[i]):
         length = lengths[index]
         position = bisect_left(room, (length, -1))
+        if row_budget is not None:
+            while position < len(room) and rows_left[room[position][1]] < rows[index]:
+                position += 1
         if position < len(room):
             left, bin = room.pop(position)
         else:
             left, bin = budget, len(bins)
             bins.append([])
+            rows_left.append(row_budget or 0)
         bins[bin].append(index)
+        if row_budget is not None:
+            rows_left[bin] -= rows[index]
         if left > length and (max_samples is None or len(bins[bin]) < max_samples):
             insort(room, (left - length, bin))
     return bins
@@ -70,10 +87,14 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         max_samples_per_batch: int | None = None,
+        rows: Sequence[int] | None = None,
+        row_budget: int | None = None,
         shuffle: bool = True,
         names: Sequence[object] | None = None,
     ) -> None:
         self.lengths = list(lengths)
+        self.rows = None if rows is None else list(rows)
+        self.row_budget = row_budget
         self.budget = budget
         self.num_epochs = num_epochs
         self.seed = seed
@@ -107,6 +128,17 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
                 f"sample {name!r} takes {self.lengths[longest]} tokens packed (all its sequences), more than the "
                 f"budget of {self.budget}; set tokens_per_batch to at least {self.lengths[longest]} or shorten it"
             )
+        if self.row_budget is None:
+            return
+        if self.row_budget < 1 or self.rows is None or len(self.rows) != len(self.lengths):
+            raise ValueError(f"row_budget={self.row_budget} must be positive and needs rows, one number per sample")
+        most = max(range(len(self.rows)), key=self.rows.__getitem__)
+        if self.rows[most] > self.row_budget:
+            name = names[most] if names is not None else most
+            raise ValueError(
+                f"sample {name!r} has {self.rows[most]} response rows, more than the row budget of {self.row_budget}; "
+                f"set rows_per_batch to at least {self.rows[most]} or shorten its responses"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration yields."""
@@ -136,7 +168,12 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         for start in range(0, len(order), WINDOW):
             window = order[start : start + WINDOW]
             bins += best_fit_decreasing(
-                window, self.lengths, budget=self.budget, max_samples=self.max_samples_per_batch
+                window,
+                self.lengths,
+                budget=self.budget,
+                max_samples=self.max_samples_per_batch,
+                rows=self.rows,
+                row_budget=self.row_budget,
             )
         return bins
 

@@ -6,17 +6,22 @@ Contract
 (sample, objective, chosen | rejected). Its tensors are made on the host by `amopo.packing.pack`:
 
 - `row_index` int64 [R]: which hidden rows (of the row flattened to [T, H]) enter the head;
-- `row_target` int64 [R]: the token that each of those rows predicts. The last prompt token predicts the first response
-  token, so a row is never its own label shifted by hand;
+- `row_target` int64 [R]: the token that each of those rows predicts. A branch token predicts the first token of several
+  children, so a row is never its own label shifted by hand, and one hidden row can stand here several times;
 - `fan_out` int64 [N] or None: response token (in sequence order) -> entry of `row_index`. None means that every
   response token has its own row, R = N;
 - `offsets` int64 [S + 1]: response tokens of sequence s are `offsets[s] : offsets[s + 1]` of those N;
 - `max_target`: largest target id, known on the host, so that a label beyond the vocabulary is found without a sync;
-- `num_tokens`: tokens of all sequences, padding not counted;
-- `cu_seqlens` int32 [S + 1]: where each sequence starts in the row (one entry more where padding was appended, which
-  is a document of its own); `max_seqlen`: the longest of those documents.
+- `num_tokens`: tokens in the row, padding not counted; `represented_tokens`: of the S sequences written out;
+- `paths`: what attention needs, a `TreePaths`; None for a layout that no model will see;
+- `rows`, `fan`: `row_index` and `fan_out` sorted by what they read, so that gradients of a row that is read several
+  times are added in fp32, always in the same order. None: torch's own indexing, in the dtype at hand.
 
-Memory: 16 R + 8 (N if fan_out) + 12 S bytes.
+`TreePaths` cuts the row into segments. The row stands depth-first; segment i runs from just after leaf i - 1 through
+leaf i, and everything in it lies on leaf i's path. So every token is a query exactly once, and its keys are the tokens
+of that path up to itself: causal attention, aligned at the bottom right, of segment i against path i.
+
+Memory: 16 R + 8 N (if fan_out) + 8 S + 8 P bytes for P paths, and 16 bytes per key of the paths where they share.
 """
 
 from __future__ import annotations
@@ -24,8 +29,51 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+
+from amopo_kernels.gather import GatherIndex
+
+_Part = TypeVar("_Part")
+
+
+def _map_tensors(part: _Part, function: Callable[[torch.Tensor], torch.Tensor]) -> _Part:
+    """The same dataclass with `function` applied to every tensor in it, also in those of its fields."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, torch.Tensor):
+            changed[field.name] = function(value)
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = _map_tensors(value, function)
+    return dataclasses.replace(part, **changed)
+
+
+@dataclass(frozen=True)
+class TreePaths:
+    """Segments of a packed row and the root-to-leaf paths that they attend to; P of each.
+
+    lengths: (queries, keys) of each segment, on the host. cu_seqlens_q, cu_seqlens_k: int32 [P + 1], where segments
+    start in the row and paths among the gathered keys. keys: row positions of all paths, one after the other; None
+    where every path is its segment. subtree_end: int64 [T]; token k is visible to q iff k <= q < subtree_end[k].
+    """
+
+    lengths: tuple[tuple[int, int], ...]
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
+    keys: GatherIndex | None
+    subtree_end: torch.Tensor
+
+    @property
+    def max_seqlen_q(self) -> int:
+        """The longest segment."""
+        return max(queries for queries, _ in self.lengths)
+
+    @property
+    def max_seqlen_k(self) -> int:
+        """The longest path."""
+        return max(keys for _, keys in self.lengths)
 
 
 @dataclass(frozen=True)
@@ -40,26 +88,25 @@ class TreeLayout:
     offsets: torch.Tensor
     max_target: int
     num_tokens: int
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
+    represented_tokens: int = 0
+    paths: TreePaths | None = None
+    rows: GatherIndex | None = None
+    fan: GatherIndex | None = None
 
     @property
     def num_sequences(self) -> int:
         """S = B * K * 2."""
         return self.num_samples * self.num_objectives * 2
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether some token stands for several sequences."""
+        return self.fan_out is not None or (self.paths is not None and self.paths.keys is not None)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeLayout:
         """The same layout with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TreeLayout:
         """The same layout in page-locked memory (torch's DataLoader calls this)."""
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> TreeLayout:
-        changed = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                changed[field.name] = function(value)
-        return dataclasses.replace(self, **changed)
+        return _map_tensors(self, torch.Tensor.pin_memory)

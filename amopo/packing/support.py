@@ -5,16 +5,14 @@ Contract
 `check_packing_support(model)` reads the configuration of a transformers causal LM and raises a ValueError that names
 what cannot work in a packed row, before anything is run:
 
-- attention implementations other than sdpa, eager, flash_attention_2 and flash_attention_3 (transformers separates
-  sequences by their restarting position ids only in those);
+- attention implementations other than sdpa, eager, flash_attention_2 and flash_attention_3;
 - linear-attention, state-space and convolution layers: their state flows from one sequence into the next;
 - rotary embeddings that depend on the longest sequence of the row (dynamic, longrope), multimodal rotary embeddings,
   ALiBi and other models without position ids;
 - encoder-decoder models, routers with an auxiliary loss (it would be dropped), prompt-tuning adapters.
 
-`check_isolation(body, ...)` then runs two short rows through the model and raises where a sequence's hidden states
-depend on its neighbour: the net under the names above, for models that nobody thought of. It costs two forwards of 16
-tokens.
+`check_packed_row(body, ...)` then runs a small packed row through the model and raises where its hidden states are not
+those of the sequences alone: the net under the names above, for models that nobody thought of.
 """
 
 from __future__ import annotations
@@ -26,7 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+from amopo.packing import attention
+from amopo.packing.pack import PackedBatch, pack
+from amopo.packing.sample import TokenizedSample
+
+ATTENTION = (*attention.NAMES, *attention.NAMES.values())
 LAYERS = ("full_attention", "sliding_attention", "attention")
 ROPE_OF_THE_ROW = ("dynamic", "longrope", "su")
 RECURRENT_MODELS = frozenset(
@@ -73,7 +75,7 @@ def _check_attention(base: nn.Module, config: Any) -> None:
         _refuse(
             base,
             f"attn_implementation={implementation!r} is not known to keep packed sequences apart",
-            f"load the model with attn_implementation one of {', '.join(ATTENTION)}",
+            f"load the model with attn_implementation one of {', '.join(attention.NAMES)}",
         )
 
 
@@ -123,40 +125,75 @@ def check_position_ids(body: nn.Module) -> None:
         _refuse(body, "its forward takes no position_ids", "give a model with rotary or learned position embeddings")
 
 
-@torch.no_grad()
-def check_isolation(body: nn.Module, *, vocab_size: int, device: torch.device | str) -> None:
-    """Raise if, in a packed row, one sequence's tokens change another's hidden states.
-
-    `body(input_ids, position_ids, use_cache, attention_mask)` is called twice in eval mode; the global random number
-    generators are not used.
-    """
-    length = 8
+def _probe(vocab_size: int, sharing: str) -> tuple[PackedBatch, list[list[int]]]:
+    """A packed row of two small samples, and the sequences of the second, which stands behind the first."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (3, length), generator=generator)
-    tokens[1] = (tokens[0] + 1) % vocab_size  # a neighbour that differs everywhere
-    positions = torch.arange(length).repeat(2)[None].to(device)
-    was_training = body.training
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(vocab_size, (count,), generator=generator).tolist()
+
+    head, shared = tokens(3), tokens(1)
+    prompts = [head + tokens(3), head + tokens(2)]
+    last = TokenizedSample(prompts, shared + [(shared[0] + 1) % vocab_size] + tokens(2), shared + shared + tokens(1), 1)
+    neighbour = TokenizedSample([tokens(4), tokens(3)], [1 % vocab_size, *tokens(3)], [0, *tokens(2)], 0)
+    sequences = [prompt + response for prompt in last.prompts for response in (last.chosen, last.rejected)]
+    return pack([neighbour, last], sharing=sharing), sequences
+
+
+@torch.no_grad()
+def check_packed_row(body: nn.Module, *, vocab_size: int, device: torch.device | str, shares: bool) -> None:
+    """Raise if hidden states of a packed row are not those of its sequences, each run alone.
+
+    Two samples of two objectives; with `shares` their tokens stand once (`tree_attention` is installed). Five forwards
+    of fewer than 50 tokens, in eval mode; the global random number generators are not used.
+    """
+    batch, sequences = _probe(vocab_size, "tree" if shares else "none")
+    batch = batch.to(device)
+    row = batch.input_ids[0].tolist()
+    arguments = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    mask = {"attention_mask": None}
+    if shares:
+        mask = {"attention_mask": attention.no_mask(device), "amopo_paths": batch.layout.paths}
+    modes = [(module, module.training) for module in body.modules()]
     body.eval()
     try:
-        hidden = []
-        for neighbour in (0, 1):
-            row = torch.cat([tokens[neighbour], tokens[2]])[None].to(device)
-            output = body(input_ids=row, position_ids=positions, use_cache=False, attention_mask=None)
-            hidden.append(output.last_hidden_state[0, length:].double())
+        packed = body(**arguments, **mask).last_hidden_state[0]
+        alone = [
+            body(input_ids=torch.tensor([sequence], device=device), use_cache=False).last_hidden_state[0]
+            for sequence in sequences
+        ]
     finally:
-        body.train(was_training)
-    if not all(rows.isfinite().all() for rows in hidden):
+        for module, mode in modes:
+            module.training = mode
+    if not packed.isfinite().all():
         _refuse(
             body,
             "its hidden states hold NaN or inf on a first try; the weights are broken",
             "load it from an intact checkpoint",
         )
-    change = ((hidden[0] - hidden[1]).norm() / hidden[0].norm()).item()
-    allowed = ROUNDING.get(output.last_hidden_state.dtype, 2e-2)
+    pairs = [(packed[path], expected) for path, expected in zip(_paths_of(batch, row, sequences), alone, strict=True)]
+    change = max(((got - expected).double().norm() / expected.double().norm()).item() for got, expected in pairs)
+    allowed = ROUNDING.get(packed.dtype, 2e-2)
     if not change <= allowed:
         _refuse(
             body,
-            f"changing one sequence's tokens changed its neighbour's hidden states by {change:.1e} (relative), more "
-            f"than the {allowed:.0e} of rounding",
-            "its attention does not separate sequences by position ids; use another attn_implementation or model",
+            f"the hidden states of a sequence in a packed row differ from those of the sequence alone by {change:.1e} "
+            f"(relative), more than the {allowed:.0e} of rounding",
+            "its layers look at more than a token's own path; use another attn_implementation or model",
         )
+
+
+def _paths_of(batch: PackedBatch, row: list[int], sequences: list[list[int]]) -> list[list[int]]:
+    """Row positions of each of the last sample's sequences, found by following the tree."""
+    ends = batch.layout.paths.subtree_end.tolist()
+    positions = batch.position_ids[0].tolist()
+    first = len(row) - 1
+    paths = []
+    # A token's ancestors are the tokens before it whose subtree it stands in.
+    candidates = [[k for k in range(q + 1) if q < ends[k]] for q in range(first + 1)]
+    found: dict[tuple[int, ...], list[int]] = {tuple(row[k] for k in path): path for path in candidates}
+    for sequence in sequences:
+        path = found[tuple(sequence)]
+        assert [positions[k] for k in path] == list(range(len(path)))
+        paths.append(path)
+    return paths

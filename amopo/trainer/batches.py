@@ -20,14 +20,14 @@ import array
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from amopo.packing.batching import TokenBudgetBatchSampler
-from amopo.packing.pack import pack, packed_length
+from amopo.packing.pack import pack, packed_size
 from amopo.packing.sample import TokenizedSample, sample_id_to_int64
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,12 @@ class Positions:
 
 @dataclass(frozen=True)
 class SampleTable:
-    """Checked samples, their packed lengths, and a fingerprint of ids and tokens in their order."""
+    """Checked samples, their packed lengths and rows of the head, a fingerprint of ids and tokens in their order."""
 
     samples: Sequence[TokenizedSample]
     lengths: list[int]
     fingerprint: str
+    rows: list[int] = field(default_factory=list)
 
     def names(self) -> list[int | str]:
         """The samples' ids."""
@@ -62,7 +63,7 @@ def read_samples(
     tokens_per_batch: int,
     vocab_size: int | None = None,
     world_size: int = 1,
-    sharing: str = "none",
+    sharing: str = "pair",
     positions: Positions = Positions(),
 ) -> SampleTable:
     """Check all samples of a dataset (called `name` in messages), in one pass."""
@@ -81,6 +82,7 @@ def read_samples(
             "processes or give more samples"
         )
     lengths: list[int] = []
+    rows: list[int] = []
     seen: dict[int, int | str] = {}
     longest, longest_id = 0, None
     digest = hashlib.blake2b(digest_size=16)
@@ -93,7 +95,8 @@ def read_samples(
                 f"{name}: sample {sample.id!r} has {sample.num_objectives} prompts, but there are {num_objectives} "
                 "objectives; write one prompt per objective"
             )
-        length = packed_length(sample, sharing=sharing)
+        size = packed_size(sample, sharing=sharing)
+        length = size.tokens
         if length > tokens_per_batch:
             raise ValueError(
                 f"{name}: sample {sample.id!r} takes {length} tokens packed (all {2 * num_objectives} sequences), more "
@@ -122,6 +125,7 @@ def read_samples(
             )
         seen[key] = sample.id
         lengths.append(length)
+        rows.append(size.rows)
         digest.update(repr(sample.id).encode())
         for sequence in sequences:
             digest.update(array.array("q", [len(sequence), *sequence]).tobytes())
@@ -134,7 +138,7 @@ def read_samples(
             longest,
             positions.count,
         )
-    return SampleTable(dataset, lengths, digest.hexdigest())
+    return SampleTable(dataset, lengths, digest.hexdigest(), rows)
 
 
 class _Items(Dataset):
@@ -154,7 +158,7 @@ class _Items(Dataset):
 class PackCollator:
     """Packs a batch of samples into the dictionary that the trainer takes."""
 
-    sharing: str = "none"
+    sharing: str = "pair"
 
     def __call__(self, items: list[tuple[TokenizedSample, bool]]) -> dict[str, Any]:
         batch = pack([sample for sample, _ in items], sharing=self.sharing)
@@ -171,7 +175,7 @@ class PackedLoader(DataLoader):
     """A DataLoader of packed batches whose order follows the epoch."""
 
     def __init__(
-        self, table: SampleTable, sampler: TokenBudgetBatchSampler, *, sharing: str = "none", **options: Any
+        self, table: SampleTable, sampler: TokenBudgetBatchSampler, *, sharing: str = "pair", **options: Any
     ) -> None:
         # Every iteration draws a seed for its workers. From a generator of its own: drawn from the global one, it would
         # change the model's dropout, and an evaluation would change the training that follows.
@@ -197,7 +201,9 @@ def plan_training(
     """
 
     def sampler(num_epochs: int) -> TokenBudgetBatchSampler:
-        return TokenBudgetBatchSampler(table.lengths, num_epochs=num_epochs, names=table.names(), **options)
+        return TokenBudgetBatchSampler(
+            table.lengths, rows=table.rows, num_epochs=num_epochs, names=table.names(), **options
+        )
 
     if max_steps <= 0:
         return sampler(max(1, -int(-num_train_epochs // 1)))

@@ -36,6 +36,13 @@ def check_setup(model: nn.Module, args: AMoPOConfig) -> None:
     causal_lm(model)
     find_head(model)
     check_packing_support(model)
+    for name in ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob"):
+        value = getattr(text_config(causal_lm(model)), name, None)
+        if isinstance(value, float) and value > 0:
+            raise ValueError(
+                f"attention dropout cannot be trained on packed rows, whose sequences share their attention: "
+                f"model.config.{name} is {value}; load the model with {name}=0.0"
+            )
 
 
 def check_parallelism(trainer: Any) -> None:

@@ -26,7 +26,7 @@ from transformers import TrainingArguments
 
 from amopo import objectives as objective_registry
 from amopo import weights as weight_registry
-from amopo.packing.pack import check_sharing
+from amopo.packing.trie import check_sharing
 
 FIXED = "fixed"
 POOLED = ("union", "sum")
@@ -98,7 +98,16 @@ class AMoPOConfig(TrainingArguments):
         default=8192, metadata={"help": "Most tokens of one micro-batch on one device, all 2K sequences of a sample."}
     )
     max_samples_per_batch: int | None = field(default=None, metadata={"help": "Most samples of one micro-batch."})
-    sharing: str = field(default="none", metadata={"help": 'How sequences share tokens in a row; "none".'})
+    rows_per_batch: int | None = field(
+        default=None, metadata={"help": "Most response tokens of one micro-batch that go through the head."}
+    )
+    sharing: str = field(
+        default="pair",
+        metadata={"help": 'What sequences of a sample share in a row: "none", "pair" (its prompts), or "tree".'},
+    )
+    self_check: bool = field(
+        default=False, metadata={"help": "Compare the first batch with separate forwards before training."}
+    )
     head_budget: int | None = field(
         default=None, metadata={"help": "Bytes for everything that grows with the vocabulary; None: a fixed default."}
     )
@@ -206,7 +215,12 @@ class AMoPOConfig(TrainingArguments):
 
     def _check_batches(self) -> None:
         check_sharing(self.sharing)
-        for name, optional in (("tokens_per_batch", False), ("max_samples_per_batch", True), ("head_budget", True)):
+        for name, optional in (
+            ("tokens_per_batch", False),
+            ("max_samples_per_batch", True),
+            ("rows_per_batch", True),
+            ("head_budget", True),
+        ):
             value = getattr(self, name)
             if value is None and optional:
                 continue

@@ -6,17 +6,19 @@ Contract
 
 - with `amopo_layout=layout` (a `TreeLayout`), `model(input_ids=[1, T], position_ids=[1, T], amopo_layout=layout)`
   runs the body, selects the layout's hidden rows (after the final norm) and returns their log-probs, one fp32 tensor
-  [R] (fp64 for fp64 models). Logits [T, V] never exist;
+  [R] (fp64 for fp64 models). Logits [T, V] never exist. Its layers attend along the layout's paths
+  (`amopo.packing.attention`, installed by `patch_forward`);
 - any other call goes to the original forward, untouched: `generate()`, evaluation and saving work as before.
 
 The log-probs are made inside the model's forward, so that wrappers which gather parameters or reduce gradients around
 it (DDP, FSDP2, ZeRO-3, PEFT, autocast) see every parameter that is used. `PackedForward.remove()` restores the forward.
 
-Why the arguments are checked: with an attention mask or a cache, transformers stops looking at position ids and lets
-the sequences of a row see each other, silently. So `attention_mask` and `use_cache=True` raise, and `use_cache=False`
-is always passed on. `nn.DataParallel` would scatter the row: it raises, and so do models that
-`amopo.packing.support` refuses by name, or that let sequences see each other when it is tried (16 tokens, twice), or
-whose logits are not what their head makes of the body's output (8 tokens, twice).
+Models that do not take their attention from transformers' interface run rows without sharing only: transformers then
+separates the sequences by their position ids, which it stops doing, silently, where an attention mask or a cache is
+given. So `attention_mask` and `use_cache=True` raise, and `use_cache=False` is always passed on. `nn.DataParallel`
+would scatter the row: it raises, and so do models that `amopo.packing.support` refuses by name, or whose hidden states
+of a small packed row are not those of its sequences run alone, or whose logits are not what their head makes of the
+body's output (8 tokens, twice).
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from amopo.head import find_head, head_logps, unwrap
+from amopo.packing import attention
 from amopo.packing.layout import TreeLayout
-from amopo.packing.support import check_isolation, check_packing_support, check_position_ids
+from amopo.packing.support import check_packed_row, check_packing_support, check_position_ids
+from amopo_kernels.gather import gather_rows
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,12 @@ def _uses_flash(model: nn.Module) -> bool:
     return str(getattr(model.config, "_attn_implementation", "")).startswith("flash_attention")
 
 
+def _takes_keywords(body: nn.Module) -> bool:
+    """Whether the body hands arguments that it does not know on to its layers."""
+    parameters = inspect.signature(body.forward).parameters.values()
+    return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
 def _runs_alone(body: nn.Module) -> bool:
     """Whether the body can run outside of its wrappers: no weight is sharded away, a DTensor, or not loaded."""
     return all(type(p.data) is Tensor and p.numel() > 0 and not p.is_meta for p in body.parameters())
@@ -71,9 +81,10 @@ def _runs_alone(body: nn.Module) -> bool:
 class PackedForward:
     """The handle of a replaced forward; a context manager that removes it at the end."""
 
-    def __init__(self, owner: nn.Module, previous: Callable | None) -> None:
+    def __init__(self, owner: nn.Module, previous: Callable | None, attention_before: str | None) -> None:
         self.owner = owner
         self._previous = previous
+        self._attention_before = attention_before
         self._installed = owner.__dict__["forward"]
 
     def remove(self) -> None:
@@ -90,6 +101,8 @@ class PackedForward:
         else:
             self.owner.forward = self._previous
         self._installed = None
+        if self._attention_before is not None:
+            attention.uninstall(self.owner, self._attention_before)
 
     def __enter__(self) -> PackedForward:
         return self
@@ -101,7 +114,7 @@ class PackedForward:
 def patch_forward(
     model: nn.Module, *, logits_dtype: torch.dtype | str | None = None, budget: int | None = None
 ) -> PackedForward:
-    """Teach `model`'s forward the argument `amopo_layout`.
+    """Teach `model`'s forward the argument `amopo_layout`, and its layers the attention over a packed row.
 
     Args:
         model: a transformers causal LM, bare or wrapped by PEFT or DDP.
@@ -111,15 +124,22 @@ def patch_forward(
     check_packing_support(model if hasattr(model, "peft_config") else owner)
     body = find_head(owner).body
     check_position_ids(body)
-    if _uses_flash(owner):
-        pass  # it is told the boundaries, and its kernels take half precision on a GPU only, so it cannot be tried here
-    elif _runs_alone(body):
-        device = body.get_input_embeddings().weight.device
-        check_isolation(body, vocab_size=text_config(owner).vocab_size, device=device)
-        if _runs_alone(owner):
-            check_head(owner)
-    else:
-        logger.warning("the weights are sharded or not loaded: it was not tried whether packed sequences stay apart")
+    was_installed = attention.is_installed(owner)
+    before = attention.install(owner) if _takes_keywords(body) else None
+    try:
+        if before is None and _uses_flash(owner):
+            pass  # it is told the boundaries; its kernels take half precision on a GPU only, so it is not tried here
+        elif _runs_alone(body):
+            device = body.get_input_embeddings().weight.device
+            check_packed_row(body, vocab_size=text_config(owner).vocab_size, device=device, shares=before is not None)
+            if _runs_alone(owner):
+                check_head(owner)
+        else:
+            logger.warning("the weights are sharded or not loaded: it was not tried whether a packed row is exact")
+    except BaseException:
+        if before is not None and not was_installed:
+            attention.uninstall(owner, before)
+        raise
     previous = owner.__dict__.get("forward")
 
     def forward(self: nn.Module, *args: Any, amopo_layout: TreeLayout | None = None, **kwargs: Any) -> Any:
@@ -140,7 +160,7 @@ def patch_forward(
     )
     forward.__doc__ = original.__doc__
     owner.forward = types.MethodType(forward, owner)
-    return PackedForward(owner, previous)
+    return PackedForward(owner, previous, None if was_installed else before)
 
 
 @torch.no_grad()
@@ -198,12 +218,12 @@ def _packed_forward(
     output = head.body(
         input_ids=input_ids,
         position_ids=position_ids,
-        attention_mask=None,
         use_cache=False,
-        **_varlen_arguments(model, layout),
+        **_attention_arguments(model, layout, input_ids.device),
     )
     hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-    rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, layout.row_index)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    rows = hidden.index_select(0, layout.row_index) if layout.rows is None else gather_rows(hidden, layout.rows)
     return head_logps(
         head.lm_head,
         rows,
@@ -248,13 +268,25 @@ def _packed_arguments(
     return input_ids, position_ids
 
 
-def _varlen_arguments(model: nn.Module, layout: TreeLayout) -> dict[str, Any]:
-    """Sequence boundaries for flash attention, which would otherwise look for them in every layer, with a sync each."""
+def _attention_arguments(model: nn.Module, layout: TreeLayout, device: torch.device) -> dict[str, Any]:
+    """What the body's attention is told of the layout."""
+    paths = layout.paths
+    if paths is None:
+        raise ValueError("the layout has no paths; make it with amopo.pack")
+    if attention.is_installed(model):
+        return {"attention_mask": attention.no_mask(device), "amopo_paths": paths}
+    if layout.is_shared:
+        raise ValueError(
+            f"{type(model).__name__} does not take its attention from transformers' interface, so its sequences cannot "
+            "share tokens; pack with sharing='none'"
+        )
     if not _uses_flash(model):
-        return {}
+        return {"attention_mask": None}
+    # flash attention would otherwise look for the boundaries in every layer, with a sync each
     return {
-        "cu_seq_lens_q": layout.cu_seqlens,
-        "cu_seq_lens_k": layout.cu_seqlens,
-        "max_length_q": layout.max_seqlen,
-        "max_length_k": layout.max_seqlen,
+        "attention_mask": None,
+        "cu_seq_lens_q": paths.cu_seqlens_q,
+        "cu_seq_lens_k": paths.cu_seqlens_q,
+        "max_length_q": paths.max_seqlen_q,
+        "max_length_k": paths.max_seqlen_q,
     }

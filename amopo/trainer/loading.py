@@ -70,13 +70,16 @@ class Loaders:
     def evaluation(self, dataset: Sequence[TokenizedSample]) -> PackedLoader:
         """Batches in a fixed order."""
         table = self._table(dataset, "eval_dataset")
-        sampler = TokenBudgetBatchSampler(table.lengths, shuffle=False, names=table.names(), **self._limits())
+        sampler = TokenBudgetBatchSampler(
+            table.lengths, rows=table.rows, shuffle=False, names=table.names(), **self._limits()
+        )
         return self._loader(table, sampler)
 
     def _limits(self) -> dict[str, Any]:
         return {
             "budget": self.args.tokens_per_batch,
             "max_samples_per_batch": self.args.max_samples_per_batch,
+            "row_budget": self.args.rows_per_batch,
             "rank": self.args.process_index,
             "world_size": self.args.world_size,
         }

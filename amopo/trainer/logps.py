@@ -17,6 +17,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from amopo.fused_loss import fan_out
 from amopo.packing.layout import TreeLayout
 from amopo.packing.pack import PackedBatch
 from amopo.trainer.forward import is_patched, patch_forward
@@ -25,8 +26,7 @@ from amopo_kernels.segments import sequence_stats
 
 def sum_by_sequence(logps: Tensor, layout: TreeLayout) -> Tensor:
     """Sums of response-token log-probs per sequence, [B, K, 2], for per-row `logps` [R]."""
-    if layout.fan_out is not None:
-        logps = logps.index_select(0, layout.fan_out)
+    logps = fan_out(logps, layout)
     sums = sequence_stats(logps, layout.offsets).sum_logp
     return sums.view(layout.num_samples, layout.num_objectives, 2)
 

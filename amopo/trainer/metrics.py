@@ -2,10 +2,10 @@
 
 Contract
 --------
-`MetricSums.add(result, num_tokens)` takes the `FusedLoss` of one micro-batch. Every metric is a mean over that call's
-samples; it is added weighted by their number, so that what `reduce()` returns are exact means over all samples since
-the last call, whatever the batches were. `add` waits for nothing; `reduce` makes one all-reduce of one vector and one
-copy to the host.
+`MetricSums.add(result, layout)` takes the `FusedLoss` and the layout of one micro-batch. Every metric is a mean over
+that call's samples; it is added weighted by their number, so that what `reduce()` returns are exact means over all
+samples since the last call, whatever the batches were. `add` waits for nothing; `reduce` makes one all-reduce of one
+vector and one copy to the host.
 
 Names, for objective d: `rewards/{chosen,rejected,margins,accuracies}` and `logps/{chosen,rejected}`, each as the mean
 over objectives and per objective (`rewards/margins/<d>`); `amopo/alpha/<d>`, `amopo/alpha_std/<d>` (over samples),
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amopo.packing.layout import TreeLayout
 from amopo.preference_loss import FusedLoss
 
 # The std over samples cannot be averaged over batches; it follows from the sums of alpha and alpha squared.
@@ -37,7 +38,9 @@ class Totals:
     means: dict[str, float]
     loss: float
     num_samples: int
-    num_tokens: int
+    num_tokens: int  # in the rows
+    represented_tokens: int  # of all sequences, written out
+    num_batches: int
 
 
 class MetricSums:
@@ -47,7 +50,7 @@ class MetricSums:
         self.objectives = list(objectives)
         self._names: list[str] = []
         self._sums: Tensor | None = None
-        self._tokens = 0
+        self._counts = [0, 0, 0]
 
     @property
     def is_empty(self) -> bool:
@@ -55,7 +58,7 @@ class MetricSums:
         return self._sums is None
 
     @torch.no_grad()
-    def add(self, result: FusedLoss, num_tokens: int, *, num_samples: int | None = None) -> None:
+    def add(self, result: FusedLoss, layout: TreeLayout, *, num_samples: int | None = None) -> None:
         """Add one micro-batch; `num_samples=0` marks a filler, which only keeps the ranks' vectors alike."""
         count = result.num_samples if num_samples is None else num_samples
         metrics = {name: value for name, value in result.metrics.items() if name != _ALPHA_STD}
@@ -69,21 +72,23 @@ class MetricSums:
         if count == 0:
             sums = torch.zeros_like(sums)
         else:
-            self._tokens += num_tokens
+            batch = (layout.num_tokens, layout.represented_tokens, 1)
+            self._counts = [count + more for count, more in zip(self._counts, batch, strict=True)]
         self._sums = sums if self._sums is None else self._sums + sums
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor] | None = None) -> Totals:
         """Means over all samples added, on every rank alike; starts over."""
         if self._sums is None:
             raise ValueError("no batch was added since the last reduce; there is nothing to average")
-        vector = torch.cat([self._sums, self._sums.new_full((1,), self._tokens)])
+        counts = torch.tensor(self._counts, dtype=self._sums.dtype)
+        vector = torch.cat([self._sums, counts.to(self._sums.device, non_blocking=True)])
         if all_reduce is not None:
             vector = all_reduce(vector)
         values = vector.tolist()
-        *sums, loss, count, tokens = values
-        self._sums, self._tokens = None, 0
+        *sums, loss, count, tokens, represented, batches = values
+        self._sums, self._counts = None, [0, 0, 0]
         means = self._named([value / count for value in sums])
-        return Totals(means, loss / count, round(count), round(tokens))
+        return Totals(means, loss / count, round(count), round(tokens), round(represented), round(batches))
 
     def _named(self, values: list[float]) -> dict[str, float]:
         num_objectives = len(self.objectives)

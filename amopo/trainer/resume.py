@@ -26,6 +26,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from torch import nn
+
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "amopo_run.json"
@@ -42,6 +45,7 @@ SETTINGS = (
     "pooled",
     "tokens_per_batch",
     "max_samples_per_batch",
+    "rows_per_batch",
     "sharing",
     "noise_seed",
     "logits_dtype",
@@ -205,6 +209,30 @@ def _incomplete(folder: Path, settings: Mapping[str, Any], rank: int | None = No
         elif not zipfile.is_zipfile(folder / name):  # what torch.save writes, with its index at the end
             problems.append(f"{name} is broken (cut off while it was written?)")
     return problems
+
+
+def check_weight_names(checkpoint: str | os.PathLike, model: nn.Module) -> None:
+    """Raise if the checkpoint's files lack a weight of `model` under the model's own name for it.
+
+    transformers renames the weights of some architectures when it saves (GPT-NeoX's lm_head), and a resuming Trainer
+    looks for the new name, does not find it, and goes on with the weights that it began with.
+    """
+    names: set[str] = set()
+    for path in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    if not names:  # adapters alone, or weights that FSDP or DeepSpeed keep in their own way
+        return
+    tensors = model.state_dict(keep_vars=True)
+    there = {id(tensor) for name, tensor in tensors.items() if name in names}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    missing = sorted(name for name in parameters if name in tensors and id(tensors[name]) not in there)
+    if missing:
+        raise ValueError(
+            f"cannot resume from {str(checkpoint)!r}: it holds no weight called {missing[0]!r} "
+            f"({len(missing)} are missing; it holds {sorted(names - set(tensors))[:3]} instead), so resuming would go "
+            "on with the weights that the model began with; start a new run from the checkpoint's weights"
+        )
 
 
 def latest_checkpoint(directory: str | os.PathLike, *, rank: int | None = None) -> Path:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,7 +35,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from amopo.fused_loss import loss_from_logps
+from amopo.packing import attention
+from amopo.packing.pack import PackedBatch
 from amopo.packing.sample import TokenizedSample
+from amopo.packing.unpack import samples_of
 from amopo.preference_loss import FusedLoss
 from amopo.trainer.batches import PackCollator, PackedLoader, SampleTable
 from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
@@ -44,9 +48,12 @@ from amopo.trainer.identity import model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
-from amopo.trainer.resume import check_same_run, latest_checkpoint, run_record, write_run_record
+from amopo.trainer.resume import check_same_run, check_weight_names, latest_checkpoint, run_record, write_run_record
+from amopo.trainer.self_check import compare_with_separate_forwards
 
 EVALUATION_STEP = 0
+SELF_CHECK_SAMPLES = 2
+logger = logging.getLogger(__name__)
 LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
 
 
@@ -100,6 +107,12 @@ class AMoPOTrainer(Trainer):
         self.packed_forward = patch_forward(
             model, logits_dtype=LOGITS_DTYPES[args.logits_dtype], budget=args.head_budget
         )
+        if args.sharing != "none" and not attention.is_installed(causal_lm(model)):
+            self.packed_forward.remove()
+            raise ValueError(
+                f"{type(causal_lm(model)).__name__} does not take its attention from transformers' interface, so its "
+                "sequences cannot share tokens; set sharing='none'"
+            )
 
     # ---- data ----
 
@@ -154,7 +167,7 @@ class AMoPOTrainer(Trainer):
         normalizer = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
         result = self._run(model, inputs, step=self.state.global_step, normalizer=normalizer)
         count = inputs["amopo_num_samples"]
-        self._sums.add(result, inputs["amopo_layout"].num_tokens, num_samples=count)
+        self._sums.add(result, inputs["amopo_layout"], num_samples=count)
         # A filler keeps this rank in step with the others and counts for nothing.
         loss = result.loss if count else result.loss * 0.0
         return (loss, result) if return_outputs else loss
@@ -192,6 +205,9 @@ class AMoPOTrainer(Trainer):
             logs.update(totals.means)
             if seconds > 0:
                 logs["tokens_per_second"] = totals.num_tokens / seconds
+                logs["represented_tokens_per_second"] = totals.represented_tokens / seconds
+            logs["amopo/sharing"] = totals.represented_tokens / totals.num_tokens
+            logs["amopo/fill"] = totals.num_tokens / (totals.num_batches * self.args.tokens_per_batch)
         for name in [name for name in logs if name.endswith("_steps_per_second") and not name.startswith("train_")]:
             # transformers derives it from a batch size that token budgets do not have
             del logs[name]
@@ -230,7 +246,7 @@ class AMoPOTrainer(Trainer):
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
                 result = self._run(model, inputs, step=EVALUATION_STEP)
-                sums.add(result, inputs["amopo_layout"].num_tokens, num_samples=inputs["amopo_num_samples"])
+                sums.add(result, inputs["amopo_layout"], num_samples=inputs["amopo_num_samples"])
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
         totals = sums.reduce(self._all_reduce)
@@ -256,12 +272,29 @@ class AMoPOTrainer(Trainer):
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = latest_checkpoint(self.args.output_dir, rank=rank)
             check_same_run(resume_from_checkpoint, self.run_record(), rank=rank)
+            check_weight_names(resume_from_checkpoint, self.model)
             resume_from_checkpoint = str(resume_from_checkpoint)
+        if self.args.self_check:
+            self._check_first_batch()
         if self.args.should_save:
             write_run_record(self.args.output_dir, self.run_record())
         self._sums = MetricSums(self.args.objectives)
         self._clock.reset()
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _check_first_batch(self) -> None:
+        """Raise if, for the first samples of this rank's first batch, the packed row is not exact."""
+        inputs = next(iter(self._loaders.training(self._train_table)))
+        batch = PackedBatch(
+            inputs["input_ids"], inputs["position_ids"], inputs["amopo_layout"], inputs["amopo_sample_ids"]
+        )
+        with self.accelerator.autocast():
+            found = compare_with_separate_forwards(
+                self.model, samples_of(batch)[:SELF_CHECK_SAMPLES], sharing=self.args.sharing
+            )
+        if not found.is_exact:
+            raise RuntimeError(f"self_check: a packed row is not what separate forwards give: {found}")
+        logger.info("self_check: a packed row is what separate forwards give: %s", found)
 
     def run_record(self) -> dict[str, Any]:
         """Settings, data, model and versions that decide this run's result."""

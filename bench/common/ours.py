@@ -127,7 +127,6 @@ def packed_layout(case: HeadCase, num_objectives: int = 1):
     return TreeLayout(
         num_samples=count // (2 * num_objectives), num_objectives=num_objectives, row_index=torch.arange(rows),
         row_target=case.targets.cpu(), fan_out=None, offsets=edges, max_target=case.shape.vocab - 1, num_tokens=rows,
-        cu_seqlens=edges.int(), max_seqlen=case.length,
     ).to(case.device)  # fmt: skip
 
 

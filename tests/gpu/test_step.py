@@ -29,7 +29,7 @@ class Step:
             num_samples=SAMPLES, num_objectives=OBJECTIVES, row_index=torch.randperm(rows + 30)[:rows],
             row_target=torch.randint(0, VOCAB, (rows,)),
             fan_out=torch.cat([torch.arange(rows), torch.randint(0, rows, (20,))])[:tokens], offsets=offsets,
-            max_target=VOCAB - 1, num_tokens=rows + 30, cu_seqlens=offsets.int(), max_seqlen=int(lengths.max()),
+            max_target=VOCAB - 1, num_tokens=rows + 30,
         ).to(device)  # fmt: skip
         self.hidden = torch.randn(rows + 30, HIDDEN, device=device).to(dtype).requires_grad_()
         self.weight = (torch.randn(VOCAB, HIDDEN, device=device) * 0.3).to(dtype).requires_grad_()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from amopo.packing.support import check_isolation, check_packing_support, check_position_ids
+from amopo.packing import attention
+from amopo.packing.support import check_packed_row, check_packing_support, check_position_ids
 
 transformers = pytest.importorskip("transformers")
 
@@ -32,10 +33,10 @@ def tiny_llama(**changes):
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **changes}))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2", "flash_attention_3"])
-def test_ordinary_models_pass(attention):
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_attention_2", "flash_attention_3", "amopo_tree"])
+def test_ordinary_models_pass(implementation):
     model = FakeModel(
-        _attn_implementation=attention,
+        _attn_implementation=implementation,
         layer_types=["full_attention", "sliding_attention"],
         rope_parameters={"rope_type": "yarn", "factor": 2.0},
     )
@@ -93,34 +94,67 @@ def test_a_body_without_position_ids_is_refused():
         check_position_ids(NoPositions())
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.fixture(params=[False, True], ids=["rows without sharing", "tree"])
+def shares(request):
+    return request.param
+
+
+def check(model, shares):
+    before = attention.install(model) if shares else None
+    try:
+        check_packed_row(model.model, vocab_size=64, device="cpu", shares=shares)
+    finally:
+        if shares:
+            attention.uninstall(model, before)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_isolation_holds_for_a_model_that_packs(attention, dtype):
-    model = tiny_llama(attn_implementation=attention).to(dtype)
+def test_a_model_that_packs_passes_and_is_left_as_it_was(implementation, dtype, shares):
+    model = tiny_llama(attn_implementation=implementation).to(dtype)
     state = torch.get_rng_state()
     model.train()
-    check_isolation(model.model, vocab_size=64, device="cpu")
-    assert model.model.training
+    check(model, shares)
+    assert model.model.training and model.config._attn_implementation == implementation
     assert torch.get_rng_state().equal(state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_leak_between_sequences_is_found(dtype):
-    body = tiny_llama().to(dtype).model
-    plain = body.forward
+    model = tiny_llama().to(dtype)
+    plain = model.model.forward
 
     def leaking(**kwargs):
         # A mask over the whole row turns transformers' search for sequences off.
         return plain(**{**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])})
 
-    body.forward = leaking
-    with pytest.raises(ValueError, match="changed its neighbour's hidden states"):
-        check_isolation(body, vocab_size=64, device="cpu")
+    model.model.forward = leaking
+    with pytest.raises(ValueError, match="in a packed row differ from those of the sequence alone"):
+        check(model, shares=False)
 
 
-def test_broken_weights_are_called_broken():
+@pytest.mark.parametrize("what", ["positions", "mixing"])
+def test_layers_that_look_beyond_a_path_are_found(what):
+    model = tiny_llama()
+    plain = model.model.layers[1].mlp.forward
+    if what == "positions":
+        model.model.layers[0].self_attn.is_causal = True
+        original = model.model.forward
+
+        def forward(**kwargs):
+            kwargs.pop("position_ids", None)
+            return original(**kwargs)
+
+        model.model.forward = forward
+    else:
+        model.model.layers[1].mlp.forward = lambda x: plain(x) + x.roll(1, dims=1)
+    with pytest.raises(ValueError, match="in a packed row differ from those of the sequence alone"):
+        check(model, shares=True)
+
+
+def test_broken_weights_are_called_broken(shares):
     model = tiny_llama()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
     with pytest.raises(ValueError, match="hidden states hold NaN or inf on a first try; the weights are broken"):
-        check_isolation(model.model, vocab_size=64, device="cpu")
+        check(model, shares)

@@ -24,11 +24,11 @@ class KillAt(TrainerCallback):
 
 
 def make(output_dir, callbacks=()):
-    model = tiny_runs.qwen2(attention_dropout=0.2)
+    model = tiny_runs.phi3(resid_pdrop=0.2)
     config = tiny_runs.config(
         output_dir,
         num_train_epochs=2,
-        tokens_per_batch=150,
+        tokens_per_batch=110,
         gradient_accumulation_steps=2,
         weights="gaussian",
         learning_rate=2e-3,

@@ -143,7 +143,7 @@ def test_the_number_of_positions_is_read_from_the_model():
 
 def test_the_trainer_refuses_what_the_position_table_does_not_hold(tmp_path):
     small = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4}
-    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small, n_positions=10))
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small, n_positions=10, attn_pdrop=0.0))
     sample = TokenizedSample([[5] * 4, [5] * 3], [6] * 7, [7] * 2, "long")
     with pytest.raises(ValueError, match="train_dataset: the longest sequence of sample 'long' has 11 tokens"):
         AMoPOTrainer(gpt2, tiny_runs.config(tmp_path), train_dataset=[sample])

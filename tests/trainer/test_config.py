@@ -16,7 +16,7 @@ def make(tmp_path, **changes):
 def test_defaults_are_those_of_the_documentation(tmp_path):
     config = make(tmp_path, seed=11)
     assert (config.beta, config.gamma, config.weights, config.pooled) == (0.8, 0.0, "gaussian", "union")
-    assert (config.objective, config.sharing, config.learning_rate) == ("amopo", "none", 1e-6)
+    assert (config.objective, config.sharing, config.learning_rate) == ("amopo", "pair", 1e-6)
     assert config.noise_seed == 11
     assert config.report_to == []
     assert config.num_objectives == 2
@@ -52,7 +52,7 @@ def test_a_config_can_be_changed_and_rebuilt(tmp_path):
         ({"preset": "other"}, "preset='other' is not known"),
         ({"logits_dtype": "fp8"}, "logits_dtype='fp8' is not known; known: None, float32, input"),
         ({"noise_seed": -1}, "noise_seed must be between 0"),
-        ({"sharing": "tree"}, "sharing='tree' is not known; known: 'none'"),
+        ({"sharing": "all"}, "sharing='all' is not known; known: 'none', 'pair', 'tree'"),
         ({"tokens_per_batch": 0}, "tokens_per_batch must be at least 1, got 0"),
         ({"tokens_per_batch": -5}, "tokens_per_batch must be at least 1, got -5"),
         ({"head_budget": -1}, "head_budget must be at least 1, got -1"),

@@ -176,34 +176,15 @@ def test_data_parallel_is_refused():
         patch_forward(torch.nn.DataParallel(tiny_runs.qwen2()))
 
 
-def test_flash_attention_receives_the_sequence_boundaries(monkeypatch):
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    model, samples = tiny_runs.qwen2(), tiny_runs.samples(2)
-    batch = pack(samples, pad_to_multiple_of=16)
+def test_a_model_that_asked_for_flash_attention_runs_where_it_is_not_installed():
+    model, batch = tiny_runs.qwen2(), pack(tiny_runs.samples(2))
     with torch.no_grad():
         expected = packed_logps(model, batch)
-    seen = []
-
-    def by_boundaries(module, query, key, value, attention_mask, **kwargs):
-        """What a varlen kernel does, one segment after another."""
-        seen.append(kwargs)
-        bounds = kwargs["cu_seq_lens_q"].tolist()
-        assert attention_mask is None and bounds[-1] == query.shape[2]
-        assert kwargs["max_length_q"] == max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
-        parts = [
-            torch.nn.functional.scaled_dot_product_attention(
-                query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, enable_gqa=True
-            )
-            for a, b in zip(bounds, bounds[1:], strict=False)
-        ]
-        return torch.cat(parts, 2).transpose(1, 2), None
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", by_boundaries)
-    model.config._attn_implementation = "flash_attention_2"
-    with torch.no_grad():
-        got = packed_logps(model, batch)
-    assert len(seen) == model.config.num_hidden_layers
+        model.config._attn_implementation = "flash_attention_2"
+        with patch_forward(model):
+            assert model.config._attn_implementation == "amopo_tree_fa2"
+            got = packed_logps(model, batch)
+    assert model.config._attn_implementation == "flash_attention_2"
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 

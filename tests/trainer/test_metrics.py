@@ -16,12 +16,12 @@ BETA = 1.7
 
 
 def one_result(samples, logps_of):
-    batch = pack(samples)
+    batch = pack(samples, sharing="none")
     logps = torch.cat([logps_of[s.id] for s in samples])
     result = loss_from_logps(
         logps, batch.layout, beta=BETA, weights="gaussian", sample_ids=batch.sample_ids, seed=1, step=4
     )
-    return result, batch.layout.num_tokens
+    return result, batch.layout
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def summed(data, groups):
     samples, logps = data
     sums = MetricSums(NAMES)
     for group in groups:
-        result, num_tokens = one_result([samples[i] for i in group], logps)
-        sums.add(result, num_tokens)
+        result, layout = one_result([samples[i] for i in group], logps)
+        sums.add(result, layout)
     return sums.reduce()
 
 
@@ -93,8 +93,8 @@ def test_the_names_are_complete(data):
 def test_a_filler_changes_nothing_but_keeps_the_vector(data):
     samples, logps = data
     sums = MetricSums(NAMES)
-    filler, tokens = one_result(samples[:1], logps)
-    sums.add(filler, tokens, num_samples=0)
+    filler, layout = one_result(samples[:1], logps)
+    sums.add(filler, layout, num_samples=0)
     assert not sums.is_empty
     for group in ([0, 1, 2, 3], [4, 5, 6]):
         sums.add(*one_result([samples[i] for i in group], logps))
@@ -129,11 +129,11 @@ class _NoWaiting(TorchDispatchMode):
 
 def test_adding_reads_nothing_on_the_host(data):
     samples, logps = data
-    result, tokens = one_result(samples, logps)
+    result, layout = one_result(samples, logps)
     sums = MetricSums(NAMES)
     with _NoWaiting():
-        sums.add(result, tokens)
-        sums.add(result, tokens)
+        sums.add(result, layout)
+        sums.add(result, layout)
     with pytest.raises(AssertionError, match="read on the host"), _NoWaiting():
         result.loss.item()
 

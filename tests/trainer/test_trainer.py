@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from amopo.packing import TokenizedSample, packed_length
+from amopo.packing import TokenizedSample, packed_length, packed_size
 from amopo.trainer import AMoPOTrainer
 from amopo.trainer.forward import is_patched
 
@@ -68,7 +68,7 @@ def test_unequal_micro_batches_equal_one_batch(tmp_path, optim, tolerance):
     assert relative_error(tiny_runs.weights_of(parts.model), tiny_runs.weights_of(whole.model)) < tolerance
     for got, expected in zip(steps_of(parts), steps_of(whole), strict=True):
         for name in expected:
-            if name != "tokens_per_second":
+            if not name.endswith("tokens_per_second") and name != "amopo/fill":
                 assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
 
 
@@ -123,13 +123,13 @@ def test_logging_less_often_averages_over_the_interval(tmp_path):
     (entry,) = steps_of(rare)
     counts = [len(batch) for batch in each.get_train_dataloader().batch_sampler]
     weighted = sum(n * e["rewards/margins"] for n, e in zip(counts, steps_of(each), strict=True)) / 12
-    assert len(counts) > 2
+    assert len(counts) > 1
     assert entry["rewards/margins"] == pytest.approx(weighted, rel=1e-6)
 
 
 def test_evaluation_is_an_exact_mean_and_repeatable(tmp_path):
     samples = tiny_runs.samples(9, prefix="e")
-    model = tiny_runs.qwen2(attention_dropout=0.3)
+    model = tiny_runs.phi3(resid_pdrop=0.3)
     results = []
     for budget in (150, 10_000):
         config = tiny_runs.config(tmp_path, tokens_per_batch=budget)
@@ -146,9 +146,9 @@ def test_evaluation_is_an_exact_mean_and_repeatable(tmp_path):
 
 def test_evaluation_does_not_change_training(tmp_path):
     samples, settings = tiny_runs.samples(8), {"num_train_epochs": 2, "tokens_per_batch": 200}
-    plain, _ = train(tmp_path / "plain", samples, model=tiny_runs.qwen2(attention_dropout=0.3), **settings)
+    plain, _ = train(tmp_path / "plain", samples, model=tiny_runs.phi3(resid_pdrop=0.3), **settings)
     trainer = AMoPOTrainer(
-        tiny_runs.qwen2(attention_dropout=0.3),
+        tiny_runs.phi3(resid_pdrop=0.3),
         tiny_runs.config(tmp_path / "eval", eval_strategy="steps", eval_steps=1, **settings),
         train_dataset=samples,
         eval_dataset={"one": tiny_runs.samples(3, prefix="a"), "two": tiny_runs.samples(4, prefix="b")},
@@ -285,8 +285,56 @@ def test_a_leaking_model_is_found_at_the_start(tmp_path):
     model = tiny_runs.qwen2()
     plain = model.model.forward
     model.model.forward = lambda position_ids=None, **kwargs: plain(**kwargs)  # loses the position ids
-    with pytest.raises(ValueError, match="changed its neighbour's hidden states"):
+    with pytest.raises(ValueError, match="in a packed row differ from those of the sequence alone"):
         AMoPOTrainer(model, tiny_runs.config(tmp_path), train_dataset=tiny_runs.samples(3))
+
+
+def test_attention_dropout_is_refused_before_training(tmp_path):
+    with pytest.raises(
+        ValueError, match="model.config.attention_dropout is 0.1; load the model with attention_dropout=0.0"
+    ):
+        AMoPOTrainer(tiny_runs.qwen2(attention_dropout=0.1), tiny_runs.config(tmp_path))
+
+
+@pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
+def test_what_is_shared_changes_no_gradient_and_is_logged(tmp_path, sharing):
+    head = [11, 12, 13]
+    samples = [
+        TokenizedSample([head + p for p in s.prompts], [5, *s.chosen], [5, *s.rejected], s.id)
+        for s in tiny_runs.samples(6)
+    ]
+    settings = {"num_train_epochs": 1, "weights": "gaussian", "tokens_per_batch": 10_000}
+    _, (expected,) = train(tmp_path / "alone", samples, sharing="none", **settings)
+    trainer, (got,) = train(tmp_path / "shared", samples, sharing=sharing, self_check=True, **settings)
+    assert relative_error(got, expected) < 1e-5
+    (entry,) = steps_of(trainer)
+    tokens = sum(packed_length(s, sharing=sharing) for s in samples)
+    assert entry["amopo/sharing"] == pytest.approx(sum(packed_length(s, sharing="none") for s in samples) / tokens)
+    assert entry["amopo/fill"] == pytest.approx(tokens / 10_000)
+    ratio = entry["represented_tokens_per_second"] / entry["tokens_per_second"]
+    assert ratio == pytest.approx(entry["amopo/sharing"])
+
+
+def test_response_rows_have_a_budget_of_their_own(tmp_path):
+    samples = tiny_runs.samples(8)
+    rows = [packed_size(s).rows for s in samples]
+    trainer = AMoPOTrainer(
+        tiny_runs.qwen2(), tiny_runs.config(tmp_path, rows_per_batch=max(rows) + 20), train_dataset=samples
+    )
+    counts = [batch["amopo_layout"].row_index.shape[0] for batch in trainer.get_train_dataloader()]
+    assert sum(counts) == sum(rows) and max(counts) <= max(rows) + 20 and len(counts) > 1
+    config = tiny_runs.config(tmp_path, rows_per_batch=max(rows) - 1)
+    with pytest.raises(ValueError, match=f"has {max(rows)} response rows, more than the row budget"):
+        AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples).get_train_dataloader()
+
+
+def test_a_self_check_that_fails_stops_the_run(tmp_path):
+    model = tiny_runs.qwen2()
+    trainer = AMoPOTrainer(model, tiny_runs.config(tmp_path, self_check=True), train_dataset=tiny_runs.samples(4))
+    plain = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: plain(x) + 0.1 * x.roll(1, dims=1)  # after the checks of the start
+    with pytest.raises(RuntimeError, match="self_check: a packed row is not what separate forwards give"):
+        trainer.train()
 
 
 def test_the_noise_of_the_weights_is_new_at_every_step_and_the_same_in_every_run(tmp_path):

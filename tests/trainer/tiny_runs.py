@@ -8,6 +8,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -45,6 +47,12 @@ def mistral(seed=0, **changes):
     torch.manual_seed(seed)
     settings = {**SIZES, "initializer_range": 0.2, "sliding_window": 4, **changes}
     return MistralForCausalLM(MistralConfig(**settings))
+
+
+def phi3(seed=0, **changes):
+    """Has dropout outside of its attention: `resid_pdrop=`."""
+    torch.manual_seed(seed)
+    return Phi3ForCausalLM(Phi3Config(**{**SIZES, "initializer_range": 0.2, **changes}))
 
 
 def samples(count, *, seed=0, num_objectives=2, longest=7, vocab=VOCAB, prefix="s"):

@@ -1,0 +1,135 @@
+"""Is a packed row exact for this model, on this device, in this precision?
+
+Contract
+--------
+`compare_with_separate_forwards(model, samples, sharing=...)` packs the samples, and runs each of their 2K sequences
+alone through the model's own forward and its own logits. It returns a `Comparison` of the summed log-probs and of the
+gradient of every trainable parameter, for a random combination of the log-probs. Nothing of the model is changed: no
+`.grad`, no random number of the global generators, dropout is off meanwhile.
+
+Cost: one packed forward and backward, 2K forwards and backwards per sample with stored logits, three copies of the
+gradients. Sharded weights (FSDP, ZeRO-3) raise: the separate forwards need them whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amopo.packing.pack import pack
+from amopo.packing.sample import TokenizedSample
+from amopo.trainer.forward import causal_lm, is_patched, patch_forward
+from amopo.trainer.logps import packed_logps
+
+# What rounding alone can explain: nats per token, and relative error of a gradient.
+ALLOWED = {
+    torch.float64: (1e-6, 1e-5),  # rotary embeddings and norms run in fp32
+    torch.float32: (1e-5, 1e-3),
+    torch.float16: (1e-2, 5e-2),
+    torch.bfloat16: (5e-2, 2e-1),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """logps: largest difference of a sequence, in nats per token. gradient: largest relative error, of parameter
+    `worst`. tokens: of the packed row; represented: of the sequences."""
+
+    logps: float
+    gradient: float
+    worst: str
+    allowed_logps: float
+    allowed_gradient: float
+    tokens: int
+    represented: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Both are explained by rounding."""
+        return self.logps <= self.allowed_logps and self.gradient <= self.allowed_gradient
+
+    def __str__(self) -> str:
+        return (
+            f"log-probs differ by {self.logps:.1e} nats per token (allowed {self.allowed_logps:.0e}), gradients by "
+            f"{self.gradient:.1e} relative (allowed {self.allowed_gradient:.0e}; most in {self.worst}); "
+            f"{self.tokens} tokens stand for {self.represented}"
+        )
+
+
+def compare_with_separate_forwards(
+    model: nn.Module, samples: Sequence[TokenizedSample], *, sharing: str = "pair", dtype: torch.dtype | None = None
+) -> Comparison:
+    """Packed against separate forwards.
+
+    Args:
+        model: a transformers causal LM, bare or wrapped by PEFT. samples: of the same K. sharing: as in `amopo.pack`.
+        dtype: what the model computes in (default: the dtype of its embedding; the autocast dtype under autocast).
+    Raises:
+        ValueError: sharded weights, or a model that cannot run packed rows at all.
+    """
+    owner = causal_lm(model)
+    parameters = {name: p for name, p in owner.named_parameters() if p.requires_grad}
+    if any(type(p.data) is not Tensor or p.numel() == 0 for p in parameters.values()):
+        raise ValueError("a self-check needs whole weights; run it before the model is sharded (amopo doctor)")
+    device = owner.get_input_embeddings().weight.device
+    if dtype is None:
+        dtype = owner.get_input_embeddings().weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+    modes = [(module, module.training) for module in owner.modules()]
+    patch = contextlib.nullcontext() if is_patched(owner) else patch_forward(owner)
+    owner.eval()
+    try:
+        with patch:
+            batch = pack(samples, sharing=sharing).to(device)
+            got = packed_logps(owner, batch)
+            direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(0)).to(device)
+            gradients = _gradients((got * direction).sum(), parameters)
+            expected, exact = _separately(owner, samples, direction, parameters)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    lengths = (batch.layout.offsets[1:] - batch.layout.offsets[:-1]).view(got.shape)
+    logps = ((got.detach().double() - expected) / lengths).abs().max().item()
+    errors = {name: _relative(gradients[name], exact[name]) for name in parameters}
+    worst = max(errors, key=errors.__getitem__, default="(no parameter)")
+    return Comparison(
+        logps, errors.get(worst, 0.0), worst, *ALLOWED[dtype], batch.layout.num_tokens, batch.layout.represented_tokens
+    )
+
+
+def _relative(got: Tensor, exact: Tensor) -> float:
+    scale = exact.double().norm().item()
+    error = (got.double() - exact.double()).norm().item()
+    return error / scale if scale else error
+
+
+def _gradients(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True) if parameters else ()
+    return {
+        name: torch.zeros_like(p) if gradient is None else gradient.detach()
+        for (name, p), gradient in zip(parameters.items(), found, strict=True)
+    }
+
+
+def _separately(
+    owner: nn.Module, samples: Sequence[TokenizedSample], direction: Tensor, parameters: dict[str, nn.Parameter]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """fp64 sums `[B, K, 2]` and gradients, one sequence after the other."""
+    sums = torch.zeros(direction.shape, dtype=torch.float64, device=direction.device)
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    for b, sample in enumerate(samples):
+        for k, prompt in enumerate(sample.prompts):
+            for side, response in enumerate((sample.chosen, sample.rejected)):
+                ids = torch.tensor([prompt + response], device=direction.device)
+                logits = owner(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+                wide = torch.promote_types(logits.dtype, torch.float32)
+                logps = logits.to(wide).log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).sum()
+                sums[b, k, side] = logps.detach()
+                for name, gradient in _gradients(logps * direction[b, k, side], parameters).items():
+                    total[name] += gradient
+    return sums, total

@@ -1,0 +1,200 @@
+"""Packed rows are exact for every architecture that is not refused: values, gradients, checkpointing, no leak."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import tiny_runs
+import torch
+import transformers
+
+from amopo.packing import TokenizedSample, pack
+from amopo.trainer import AMoPOTrainer, packed_logps, patch_forward
+
+VOCAB = 64
+SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.2, "head_dim": 8,
+}  # fmt: skip
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# a window shorter than every sequence
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen2-tied": {"tie_word_embeddings": True},
+    "qwen3": {},
+    "mistral": {"sliding_window": 4},
+    "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 8, "attn_implementation": "eager"},
+    "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "phi3": {"sliding_window": 5},
+    "olmo2": {},
+    "gpt_neox": {},
+    "mixtral": {**MOE, "sliding_window": None},
+    "qwen3_moe": MOE,
+    "granite": {},
+    "starcoder2": {"sliding_window": 4},
+    "smollm3": {},
+}
+
+
+def tiny(name):
+    kind = name.removesuffix("-tied")
+    options = {**SIZES, **ARCHITECTURES[name]}
+    implementation = options.pop("attn_implementation", "sdpa")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **options)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    return model.float().train()
+
+
+def make_samples(num_objectives, position, count=2):
+    """Unequal responses, a one-token one, ones that begin alike; templates before, after, or both."""
+    rng = random.Random(num_objectives)
+
+    def tokens(low, high):
+        return [rng.randrange(3, VOCAB) for _ in range(rng.randint(low, high))]
+
+    samples = []
+    for number in range(count):
+        header, x, tail = tokens(2, 3), tokens(4, 8), tokens(1, 2)
+        prompts = []
+        for k in range(num_objectives):
+            template = [3 + k, *tokens(1, 4)]
+            after = position == "suffix" or (position == "mixed" and k % 2)
+            prompts.append(header + (x + template if after else template + x) + tail)
+        begin = tokens(1, 3)
+        chosen, rejected = begin + tokens(2, 6), begin + [2]
+        if number == 1:
+            chosen, rejected = [5], tokens(3, 7)
+        samples.append(TokenizedSample(prompts, chosen, rejected, number))
+    return samples
+
+
+def separate_logps(model, samples):
+    """Each sequence in a forward of its own, through the plain logits."""
+    sums = []
+    for sample in samples:
+        for prompt in sample.prompts:
+            for response in (sample.chosen, sample.rejected):
+                logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits
+                logps = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                sums.append(logps.gather(1, torch.tensor(response)[:, None]).sum())
+    return torch.stack(sums).view(len(samples), -1, 2)
+
+
+def check(model, samples, sharing):
+    direction = torch.randn(len(samples), samples[0].num_objectives, 2, generator=torch.Generator().manual_seed(1))
+    parameters = dict(model.named_parameters())
+    expected = separate_logps(model, samples)
+    exact = torch.autograd.grad((expected * direction).sum(), list(parameters.values()), allow_unused=True)
+    got = packed_logps(model, pack(samples, sharing=sharing))
+    found = torch.autograd.grad((got * direction).sum(), list(parameters.values()), allow_unused=True)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for name, value, right in zip(parameters, found, exact, strict=True):
+        if right is None or not right.any():
+            assert value is None or not value.any(), name
+            continue
+        assert (value - right).norm() < 1e-4 * right.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
+def test_values_and_gradients_are_those_of_separate_forwards(name, sharing):
+    check(tiny(name), make_samples(3, "mixed"), sharing)
+
+
+@pytest.mark.parametrize("num_objectives", [1, 4, 8])
+@pytest.mark.parametrize("position", ["prefix", "suffix"])
+@pytest.mark.parametrize("name", ["qwen2", "mistral"])
+def test_any_number_of_objectives_and_place_of_templates(name, position, num_objectives):
+    check(tiny(name), make_samples(num_objectives, position, count=3), "tree")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt_neox"])
+def test_gradient_checkpointing_recomputes_the_same_attention(name, reentrant):
+    model, batch = tiny(name), pack(make_samples(3, "suffix"), sharing="tree")
+    parameters = list(model.parameters())
+    with patch_forward(model):
+        plain = torch.autograd.grad(packed_logps(model, batch).sum(), parameters)
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        packed_logps(model, batch).sum().backward()
+    for value, parameter in zip(plain, parameters, strict=True):
+        assert (parameter.grad - value).norm() <= 1e-6 * value.norm()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_other_samples_and_the_other_response_change_not_a_bit(name):
+    model = tiny(name).eval()
+    first, second = make_samples(3, "suffix")
+    other = TokenizedSample(second.prompts, second.chosen, [(t + 1) % VOCAB for t in second.rejected], 1)
+    with patch_forward(model), torch.no_grad():
+        before = packed_logps(model, pack([first, second], sharing="tree"))
+        changed = packed_logps(model, pack([first, other], sharing="tree"))
+    assert torch.equal(before[0], changed[0])
+    assert torch.equal(before[1, :, 0], changed[1, :, 0])
+    assert not torch.equal(before[1, :, 1], changed[1, :, 1])
+
+
+REFUSED = {
+    "gpt_oss": ({**MOE, "sliding_window": 4}, "attention sinks"),
+    "qwen3_next": ({}, "linear_attention|recurrent state"),
+    "mamba2": ({}, "linear_attention|recurrent state"),
+    "bloom": ({}, "position_ids|attn_implementation|ALiBi|does not"),
+    "llama4_text": ({**MOE}, "chunked_attention"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_right_is_refused_by_name(name):
+    options, message = REFUSED[name]
+    if name not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    sizes = {k: v for k, v in SIZES.items() if k not in ("head_dim",)} if name in ("bloom", "mamba2") else SIZES
+    if name == "mamba2":
+        sizes = {**sizes, "num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "expand": 2}
+    config = transformers.AutoConfig.for_model(name, **{**sizes, **options})
+    with torch.device("cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=message):
+        packed_logps(model.float(), pack(make_samples(2, "prefix"), sharing="pair"))
+
+
+def test_generation_and_plain_calls_are_as_before_while_patched():
+    for name in ("llama", "mistral", "gemma2"):
+        model = tiny(name).eval()
+        ids = torch.randint(3, VOCAB, (2, 9))
+        mask = torch.ones_like(ids)
+        mask[0, :4] = 0  # left padding, so that a lost mask shows
+        arguments = {"max_new_tokens": 6, "do_sample": False, "attention_mask": mask}
+        with torch.no_grad():
+            logits, generated = model(ids, attention_mask=mask).logits, model.generate(ids, **arguments)
+            before = model.config._attn_implementation
+            with patch_forward(model):
+                assert model.config._attn_implementation.startswith("amopo_tree")
+                torch.testing.assert_close(model(ids, attention_mask=mask).logits, logits, rtol=0, atol=0)
+                assert model.generate(ids, **arguments).equal(generated)
+        assert model.config._attn_implementation == before
+
+
+def test_a_saved_model_does_not_know_of_it(tmp_path):
+    model = tiny("llama")
+    with patch_forward(model):
+        model.save_pretrained(tmp_path)
+    assert "amopo" not in (tmp_path / "config.json").read_text()
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config._attn_implementation == "sdpa"
+
+
+def test_a_model_without_transformers_attention_runs_rows_without_sharing(monkeypatch, tmp_path):
+    model, samples = tiny("llama"), make_samples(2, "suffix")
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    check(model, samples, "none")
+    with pytest.raises(ValueError, match="LlamaForCausalLM does not take its attention .* set sharing='none'"):
+        AMoPOTrainer(model, tiny_runs.config(tmp_path))
+    AMoPOTrainer(model, tiny_runs.config(tmp_path, sharing="none"))
+    with pytest.raises(ValueError, match="cannot share tokens; pack with sharing='none'"):
+        packed_logps(model, pack(samples, sharing="pair"))
