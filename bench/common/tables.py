@@ -142,6 +142,18 @@ def _giga(value: float) -> str:
     return f"{value / 1e9:,.1f}"
 
 
+def _thousands(value: int) -> str:
+    return f"{value:,}"
+
+
+def _tera(value: float) -> str:
+    return f"{value / 1e12:.2f}"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
 PLAIN = {
     "compaction": (
         ("shape", "masked"), {"rows in the head": ("rows_in_head", str), "peak MB": ("peak_bytes", megabytes)}
@@ -160,6 +172,15 @@ PLAIN = {
         {
             "sequences": ("sequences", str), "tokens": ("tokens", str), "error": ("relative_error", error),
             "peak MB": ("peak_bytes", megabytes),
+        },
+    ),
+    "packing": (
+        ("data",),
+        {
+            "tokens of the rows": ("tokens", _thousands), "rows through the head": ("head_rows", _thousands),
+            "TFLOP": ("flops", _tera), "samples/s": ("samples_per_second", _ratio),
+            "over none, by FLOPs": ("possible", _times), "over none, reached": ("reached", _times),
+            "RSS MB": ("resident_bytes", megabytes),
         },
     ),
     "launches": (
@@ -182,6 +203,7 @@ PLAIN = {
 TITLES = {
     "head_full": "Head, forward and backward, trained weight (three products)",
     "head_frozen": "Head, forward and backward, frozen weight (two products)",
+    "packing": "A whole training step on real preference data: every shared token once",
     "compaction": "What it gains that only response rows enter the head",
     "row_pass": "Row pass against a copy of the same bytes",
     "objective": "Statistics of 64 sequences and the objective",

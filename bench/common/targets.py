@@ -132,6 +132,24 @@ def objective_rows(data: dict) -> Iterator[Row]:
         yield what, f"B = 8, K = 4, {weights} weights", "<= 60 us", f"{microseconds:.0f} us", reached
 
 
+def packing_rows(data: dict) -> Iterator[Row]:
+    over_released = {("helpsteer2_sample100", "released_b1"): 1.7, ("helpsteer2_sample100", "released_b4"): 2.5}
+    for (name,), records in grouped(data["records"], "data").items():
+        found = {r["key"]["provider"]: r for r in records if "stats" in r}
+        best = "tree" if name == "summeval" else "pair"
+        if "none" not in found or best not in found:
+            continue
+        ours = found[best]
+        if best == "pair":
+            share = ours["info"]["reached"] / ours["info"]["possible"]
+            yield at_least("pair over none, of what the FLOPs allow", name, 0.9, share)
+        else:
+            yield at_least("tree over none", name, 2.5, ours["info"]["reached"])
+        for released, limit in ((r, over_released[name, r]) for r in found if (name, r) in over_released):
+            ratio = _median(found[released]) / _median(ours)
+            yield at_least(f"{best} over the released step ({released})", name, limit, ratio)
+
+
 def target_rows(results: dict[str, dict], cuda: bool) -> list[Row]:
     """All targets of a device that something was measured for."""
     rows: list[Row] = []
@@ -140,6 +158,8 @@ def target_rows(results: dict[str, dict], cuda: bool) -> list[Row]:
             rows += head_rows(results[question], cuda, frozen)
     if "memory" in results:
         rows += memory_rows(results["memory"], cuda)
+    if "packing" in results and not cuda:
+        rows += packing_rows(results["packing"])
     if "row_pass" in results and cuda:
         rows += row_pass_rows(results["row_pass"])
     if "objective" in results and cuda:

@@ -159,3 +159,28 @@ def test_the_allocator_sees_no_more_than_promised(device, dtype, logits_dtype, f
     backward = torch.cuda.max_memory_allocated() - before - grad_weight
     assert len(gradients) == (1 if frozen else 2)
     assert max(forward, backward) <= 1.05 * promised, f"forward {forward}, backward {backward}, promised {promised}"
+
+
+@pytest.mark.cuda_only
+def test_padded_labels_on_the_device_wait_exactly_once(device):
+    torch.use_deterministic_algorithms(False)
+    rows, length = 2 * OBJECTIVES * SAMPLES, 9
+    hidden = torch.randn(rows, length, HIDDEN, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(VOCAB, HIDDEN, device=device, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.randint(0, VOCAB, (rows, length), device=device)
+    labels[:, :3] = -100
+
+    def step():
+        result = fused_loss(hidden, weight, labels, num_objectives=OBJECTIVES, step=3)
+        torch.autograd.grad(result.loss, (hidden, weight))
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning) as caught:
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(w.message) for w in caught if "synchron" in str(w.message)]
+    assert len(waits) == 1, waits
