@@ -4,8 +4,9 @@
 
 One forward of `[2 * K * B, longest]` with an attention mask; log_softmax over all positions, prompt and padding
 included; mean log-prob per response, margins with gamma = 2, weights from unbiased token statistics and a draw per
-response, softmax over the K * B entries of the batch, mean over them. Token probabilities are the exponentials of the log-probs that are
-there anyway, which is the cheapest way to write it. Equal to `fused_loss(preset="official")`, given the noise.
+response, softmax over the K * B entries of the batch, mean over them. Token probabilities are the exponentials of the
+log-probs that are there anyway, which is the cheapest way to write it. Equal to `fused_loss(preset="official")`, given
+the noise.
 """
 
 from __future__ import annotations
