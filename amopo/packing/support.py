@@ -27,6 +27,7 @@ from torch import nn
 from amopo.packing import attention
 from amopo.packing.pack import PackedBatch, pack
 from amopo.packing.sample import TokenizedSample
+from amopo.packing.windows import watch_windows
 
 ATTENTION = (*attention.NAMES, *attention.NAMES.values())
 LAYERS = ("full_attention", "sliding_attention", "attention")
@@ -158,13 +159,16 @@ def check_packed_row(body: nn.Module, *, vocab_size: int, device: torch.device |
     body.eval()
     try:
         packed = body(**arguments, **mask).last_hidden_state[0]
-        alone = [
-            body(input_ids=torch.tensor([sequence], device=device), use_cache=False).last_hidden_state[0]
-            for sequence in sequences
-        ]
+        with watch_windows() as windows:
+            alone = [
+                body(input_ids=torch.tensor([sequence], device=device), use_cache=False).last_hidden_state[0]
+                for sequence in sequences
+            ]
     finally:
         for module, mode in modes:
             module.training = mode
+    if shares and windows.disagreement is not None:
+        _refuse(body, windows.disagreement, "its packed row would attend to other keys; use another model")
     if not packed.isfinite().all():
         _refuse(
             body,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from amopo.packing.attention_backends import RAN
 from amopo.packing.pack import pack
 from amopo.packing.sample import TokenizedSample
 from amopo.trainer.forward import causal_lm, is_patched, patch_forward
@@ -37,7 +38,7 @@ ALLOWED = {
 @dataclass(frozen=True)
 class Comparison:
     """logps: largest difference of a sequence, in nats per token. gradient: largest relative error, of parameter
-    `worst`. tokens: of the packed row; represented: of the sequences."""
+    `worst`. tokens: of the packed row; represented: of the sequences. backend: kernels that attention ran on."""
 
     logps: float
     gradient: float
@@ -46,6 +47,7 @@ class Comparison:
     allowed_gradient: float
     tokens: int
     represented: int
+    backend: str = ""
 
     @property
     def is_exact(self) -> bool:
@@ -56,7 +58,7 @@ class Comparison:
         return (
             f"log-probs differ by {self.logps:.1e} nats per token (allowed {self.allowed_logps:.0e}), gradients by "
             f"{self.gradient:.1e} relative (allowed {self.allowed_gradient:.0e}; most in {self.worst}); "
-            f"{self.tokens} tokens stand for {self.represented}"
+            f"{self.tokens} tokens stand for {self.represented}, attention by {self.backend}"
         )
 
 
@@ -86,7 +88,9 @@ def compare_with_separate_forwards(
     try:
         with patch:
             batch = pack(samples, sharing=sharing).to(device)
+            RAN.clear()
             got = packed_logps(owner, batch)
+            backend = ", ".join(sorted(RAN)) or "transformers"
             direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(0)).to(device)
             gradients = _gradients((got * direction).sum(), parameters)
             expected, exact = _separately(owner, samples, direction, parameters)
@@ -98,8 +102,9 @@ def compare_with_separate_forwards(
     errors = {name: _relative(gradients[name], exact[name]) for name in parameters}
     worst = max(errors, key=errors.__getitem__, default="(no parameter)")
     return Comparison(
-        logps, errors.get(worst, 0.0), worst, *ALLOWED[dtype], batch.layout.num_tokens, batch.layout.represented_tokens
-    )
+        logps, errors.get(worst, 0.0), worst, *ALLOWED[dtype], batch.layout.num_tokens,
+        batch.layout.represented_tokens, backend,
+    )  # fmt: skip
 
 
 def _relative(got: Tensor, exact: Tensor) -> float:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amopo.packing import TokenizedSample, attention, pack
+from amopo.packing import attention_backends as backends
 from amopo_kernels.gather import GatherIndex, gather_rows
 from tests.gpu.conftest import DRY_RUN
 
@@ -51,10 +52,10 @@ def exact(q, k, v, batch, window):
 
 def available(backend, dtype, device, window):
     query = torch.empty(1, HEADS, 1, SIZE, dtype=dtype, device=device)
-    return attention._cannot(backend, query, query, window, None)
+    return backends._cannot(backend, query, query, window, None)
 
 
-@pytest.mark.parametrize("backend", attention.BACKENDS)
+@pytest.mark.parametrize("backend", backends.BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
@@ -90,9 +91,9 @@ def test_two_queries_on_five_keys_are_aligned_at_the_bottom_right(device):
     paths = batch.layout.paths
     assert paths.lengths == ((5, 5), (2, 5))
     q, k, v = (torch.randn(n, HEADS, SIZE, device=device, dtype=torch.bfloat16) for n in (7, 10, 10))
-    got = attention._run_varlen(q, k, v, paths, SIZE**-0.5, None, None)
+    got = backends._run_varlen(q, k, v, paths, SIZE**-0.5, None, None)
     for queries, keys in ((slice(0, 5), slice(0, 5)), (slice(5, 7), slice(5, 10))):
-        mask = attention.visible(queries.stop - queries.start, 5, None, device)
+        mask = backends.visible(queries.stop - queries.start, 5, None, device)
         scores = torch.einsum("qhd,khd->hqk", q[queries].double(), k[keys].double()) * SIZE**-0.5
         right = torch.einsum("hqk,khd->qhd", scores.masked_fill(~mask, -torch.inf).softmax(-1), v[keys].double())
         assert (got[queries].double() - right).norm() < 1e-2 * right.norm()

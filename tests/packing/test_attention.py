@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from amopo.packing import TokenizedSample, attention, pack
+from amopo.packing import TokenizedSample, pack
+from amopo.packing import attention_backends as backends
 from amopo.packing.attention import tree_attention
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -151,7 +152,7 @@ def test_dropout_of_an_evaluation_is_none():
 def segment_by_segment(q, k, v, cu_q, cu_k, scale, window):
     outputs = []
     for a, b, c, d in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), cu_k[:-1].tolist(), cu_k[1:].tolist(), strict=True):
-        mask = attention.visible(b - a, d - c, None if window[0] < 0 else window[0] + 1, q.device)
+        mask = backends.visible(b - a, d - c, None if window[0] < 0 else window[0] + 1, q.device)
         one = exact(*(part.transpose(0, 1)[None] for part in (q[a:b], k[c:d], v[c:d])), mask, scale)
         outputs.append(one[0])
     return torch.cat(outputs)
@@ -179,16 +180,17 @@ def varlen_2_12(
 @pytest.fixture
 def anywhere(monkeypatch):
     """Backends for CUDA are allowed on the CPU."""
-    cannot = attention._cannot
+    cannot = backends._cannot
+    monkeypatch.setattr(backends, "_capability", lambda device: (9, 0))
 
     def allowed(name, query, value, window, softcap):
         on_cuda = SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype=torch.bfloat16, shape=query.shape)
         return cannot(name, on_cuda, value, window, softcap)
 
-    monkeypatch.setattr(attention, "_cannot", allowed)
-    attention._varlen_parameters.cache_clear()
+    monkeypatch.setattr(backends, "_cannot", allowed)
+    backends._varlen_parameters.cache_clear()
     yield monkeypatch
-    attention._varlen_parameters.cache_clear()
+    backends._varlen_parameters.cache_clear()
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -239,7 +241,7 @@ def test_flash_attention_is_handed_segments_and_paths(anywhere, backend, module,
         return segment_by_segment(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, window_size)
 
     anywhere.setitem(sys.modules, module, SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func))
-    anywhere.setattr(attention.importlib.util, "find_spec", lambda name: object() if name == module else None)
+    anywhere.setattr(backends, "_is_there", lambda name: name == module)
     batch = pack(SAMPLES, sharing="tree")
     parts = inputs(batch.input_ids.shape[1])
     name = "amopo_tree_fa2" if backend == "flash_attn" else "amopo_tree_fa3"
@@ -253,7 +255,7 @@ def test_flash_attention_is_handed_segments_and_paths(anywhere, backend, module,
 def test_on_a_cpu_nothing_else_is_taken(monkeypatch):
     batch = pack(SAMPLES, sharing="tree")
     parts = inputs(batch.input_ids.shape[1])
-    assert attention.choose_backend(Layer(), parts[0], parts[2], window=None, softcap=None) == "sdpa"
+    assert backends.choose_backend(Layer(), parts[0], parts[2], window=None, softcap=None) == "sdpa"
     monkeypatch.setenv("AMOPO_ATTENTION", "flash_attn")
     with pytest.raises(ValueError, match="it runs on CUDA, not on cpu"):
         tree_attention(Layer(), *parts, None, amopo_paths=batch.layout.paths)

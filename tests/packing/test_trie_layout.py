@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amopo.packing import TokenizedSample, pack, packed_size
+from amopo.packing import TokenizedSample, pack, packed_size, samples_of, unpack
 
 # few tokens, so that prompts, responses and whole sequences begin alike, or are prefixes of each other
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
@@ -92,6 +92,15 @@ def test_sequences_come_back_and_every_target_pair_stands_once(samples, sharing)
     assert len(pairs) == len(set(pairs)) == len(expected_pairs)
     assert offsets[-1] == len(fan_out)
     assert layout.max_target == max(max(s.chosen + s.rejected) for s in samples)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches(), st.sampled_from(["none", "pair", "tree"]), st.sampled_from([None, 7]))
+def test_unpacking_gives_the_samples_back(samples, sharing, multiple):
+    batch = pack(samples, sharing=sharing, pad_to_multiple_of=multiple)
+    expected = [(p, r) for s in samples for p in s.prompts for r in (s.chosen, s.rejected)]
+    assert unpack(batch) == expected
+    assert samples_of(batch) == samples
 
 
 @settings(max_examples=100, deadline=None)

@@ -9,7 +9,7 @@ import tiny_runs
 import torch
 import transformers
 
-from amopo.packing import TokenizedSample, pack
+from amopo.packing import TokenizedSample, attention, pack
 from amopo.trainer import AMoPOTrainer, packed_logps, patch_forward
 
 VOCAB = 64
@@ -130,11 +130,14 @@ def test_gradient_checkpointing_recomputes_the_same_attention(name, reentrant):
 def test_other_samples_and_the_other_response_change_not_a_bit(name):
     model = tiny(name).eval()
     first, second = make_samples(3, "suffix")
+    another = TokenizedSample([[(t + 1) % VOCAB for t in p] for p in first.prompts], [7, 8], first.chosen, 0)
     other = TokenizedSample(second.prompts, second.chosen, [(t + 1) % VOCAB for t in second.rejected], 1)
     with patch_forward(model), torch.no_grad():
         before = packed_logps(model, pack([first, second], sharing="tree"))
         changed = packed_logps(model, pack([first, other], sharing="tree"))
+        others_first = packed_logps(model, pack([another, second], sharing="tree"))
     assert torch.equal(before[0], changed[0])
+    assert torch.equal(before[1], others_first[1]) and not torch.equal(before[0], others_first[0])
     assert torch.equal(before[1, :, 0], changed[1, :, 0])
     assert not torch.equal(before[1, :, 1], changed[1, :, 1])
 
@@ -161,6 +164,49 @@ def test_what_cannot_be_right_is_refused_by_name(name):
         model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(ValueError, match=message):
         packed_logps(model.float(), pack(make_samples(2, "prefix"), sharing="pair"))
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "phimoe"])
+def test_a_window_that_stands_in_the_mask_alone_is_found_however_long(name):
+    # transformers' layers of these are told of no window: 64 is longer than anything that is tried
+    options = {**SIZES, **MOE, "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}
+    config = transformers.AutoConfig.for_model(name, **options)
+    if name == "qwen2_moe":
+        config.layer_types = ["sliding_attention"] * 2
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
+    with pytest.raises(ValueError, match="is told of a sliding window of None, but its mask has one of 64"):
+        packed_logps(model, pack(make_samples(2, "prefix"), sharing="pair"))
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral"])
+def test_under_autocast_attention_runs_in_half_precision(name, monkeypatch):
+    from amopo.packing import attention_backends
+
+    seen = set()
+    plain = attention_backends.RUN["sdpa"]
+
+    def spy(q, k, v, *rest):
+        seen.update({q.dtype, k.dtype, v.dtype})
+        return plain(q, k, v, *rest)
+
+    monkeypatch.setitem(attention_backends.RUN, "sdpa", spy)
+    model, samples = tiny(name).eval(), make_samples(3, "suffix")
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), patch_forward(model):
+        seen.clear()
+        got = packed_logps(model, pack(samples, sharing="tree"))
+        expected = separate_logps(model, samples)
+    assert seen == {torch.bfloat16}
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.2)
+
+
+def test_a_model_that_asks_for_sdpa_by_name_keeps_its_attention():
+    if "gemma4_text" not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no gemma4")
+    options = {name: value for name, value in SIZES.items() if name != "head_dim"}
+    config = transformers.AutoConfig.for_model("gemma4_text", **options)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
+    assert attention.install(model) is None and model.config._attn_implementation == "sdpa"
 
 
 def test_generation_and_plain_calls_are_as_before_while_patched():

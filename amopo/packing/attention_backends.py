@@ -1,0 +1,178 @@
+"""Kernels for attention over a packed row, and which of them runs.
+
+Each takes queries `[T, Hq, D]`, keys and values of all paths `[sum of path lengths, Hkv, D]`, the `TreePaths`, the
+scale, a window and a softcap (or None), and gives `[T, Hq, Dv]`: segment i of the queries against path i, causal,
+aligned at the bottom right.
+
+| backend | where | window | softcap |
+|---|---|---|---|
+| sdpa | any device and dtype; torch's SDPA, a loop over paths | yes | by explicit products |
+| varlen | CUDA, fp16 and bf16; torch.nn.attention.varlen, one launch | torch >= 2.11 | no |
+| flash_attn | CUDA, fp16 and bf16; the flash-attn package, one launch | yes | yes |
+| flash_attn_3 | CUDA (sm_90), fp16 and bf16; flash_attn_interface, one launch | yes | yes |
+
+`AMOPO_ATTENTION` asks for one by name; by default the first of varlen, flash_attn and sdpa that can do what the layer
+wants.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amopo.packing.layout import TreePaths
+
+BACKENDS = ("varlen", "flash_attn", "flash_attn_3", "sdpa")
+# What a model that asked for flash attention is tried with first, by the name of its attention.
+_FIRST = {"amopo_tree_fa2": ("flash_attn",), "amopo_tree_fa3": ("flash_attn_3",)}
+# Names of the backends that ran, for whoever wants to know (`amopo doctor`).
+RAN: set[str] = set()
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def choose_backend(
+    module: nn.Module, query: Tensor, value: Tensor, *, window: int | None, softcap: float | None
+) -> str:
+    """The backend for this layer's call; raises where `AMOPO_ATTENTION` asks for one that cannot do it."""
+    asked = os.environ.get("AMOPO_ATTENTION", "")
+    if asked:
+        if asked not in BACKENDS:
+            raise ValueError(f"AMOPO_ATTENTION={asked!r} is not known; known: {', '.join(BACKENDS)}")
+        reason = _cannot(asked, query, value, window, softcap)
+        if reason:
+            raise ValueError(f"AMOPO_ATTENTION={asked!r} cannot run {type(module).__name__}: {reason}")
+        return asked
+    implementation = getattr(getattr(module, "config", None), "_attn_implementation", "")
+    for name in (*_FIRST.get(implementation, ()), "varlen", "flash_attn", "sdpa"):
+        if _cannot(name, query, value, window, softcap) is None:
+            return name
+    raise AssertionError("sdpa runs anywhere")
+
+
+def _cannot(name: str, query: Tensor, value: Tensor, window: int | None, softcap: float | None) -> str | None:
+    """Why a backend cannot run this call, or None."""
+    if name == "sdpa":
+        return None
+    if query.device.type != "cuda":
+        return f"it runs on CUDA, not on {query.device.type}"
+    if query.dtype not in _HALF:
+        return f"it takes fp16 and bf16, not {query.dtype}"
+    if query.shape[-1] != value.shape[-1] or query.shape[-1] > 256 or query.shape[-1] % 8:
+        return f"head sizes {query.shape[-1]} and {value.shape[-1]} (it takes equal multiples of 8, up to 256)"
+    needed = 9 if name == "flash_attn_3" else 8
+    if _capability(query.device)[0] < needed:
+        return f"it needs compute capability {needed}.0"
+    if name == "varlen":
+        parameters = _varlen_parameters()
+        if parameters is None:
+            return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+        if softcap is not None:
+            return "it has no softcap"
+        if window is not None and "window_size" not in parameters:
+            return f"torch {torch.__version__} has no sliding window in it"
+        return None
+    module = {"flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface"}[name]
+    return None if _is_there(module) else f"{module} is not installed"
+
+
+@functools.cache
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _varlen_parameters() -> frozenset[str] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _run_varlen(q: Tensor, k: Tensor, v: Tensor, paths: TreePaths, scaling: float, window: int | None, _) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    parameters = _varlen_parameters()
+    options: dict[str, Any] = {}
+    if "window_size" in parameters:  # as a tuple: torch compares it with (-1, 0) to see that it is causal
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        options["is_causal"] = True
+    if "scale" in parameters:
+        options["scale"] = scaling
+    else:
+        q = q * (scaling * q.shape[-1] ** 0.5)
+    if "enable_gqa" in parameters:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    return varlen_attn(
+        q.contiguous(), k.contiguous(), v.contiguous(), paths.cu_seqlens_q, paths.cu_seqlens_k,
+        paths.max_seqlen_q, paths.max_seqlen_k, **options,
+    )  # fmt: skip
+
+
+def _run_flash(q, k, v, paths: TreePaths, scaling, window, softcap, *, module: str) -> Tensor:
+    function = importlib.import_module(module).flash_attn_varlen_func
+    output = function(
+        q.contiguous(), k.contiguous(), v.contiguous(),
+        cu_seqlens_q=paths.cu_seqlens_q, cu_seqlens_k=paths.cu_seqlens_k,
+        max_seqlen_q=paths.max_seqlen_q, max_seqlen_k=paths.max_seqlen_k,
+        softmax_scale=scaling, causal=True, window_size=(-1 if window is None else window - 1, 0),
+        softcap=softcap or 0.0, deterministic=torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _run_sdpa(q, k, v, paths: TreePaths, scaling, window, softcap) -> Tensor:
+    """A loop over paths; `[T, Hq, D]`, gathered `[keys, Hkv, D]` to `[T, Hq, Dv]`."""
+    groups = q.shape[1] // k.shape[1]
+    run = _one_path if softcap is None else functools.partial(_one_path_softcapped, softcap=softcap)
+    lengths_q, lengths_k = zip(*paths.lengths, strict=True)
+    outputs = []
+    for part_q, part_k, part_v in zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), strict=True):
+        queries, keys = part_q.shape[0], part_k.shape[0]
+        # [G, Hkv, L, D]: the heads of a group read the same keys, expanded without a copy
+        part_q = part_q.view(queries, k.shape[1], groups, -1).permute(2, 1, 0, 3)
+        part_k, part_v = (part.transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v))
+        mask = None
+        if queries != keys or window is not None and window < keys or softcap is not None:
+            mask = visible(queries, keys, window, q.device)
+        output = run(part_q, part_k, part_v, mask, scaling)
+        outputs.append(output.permute(2, 1, 0, 3).flatten(1, 2))
+    return torch.cat(outputs)
+
+
+def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """bool `[queries, keys]`: causal, aligned at the bottom right; of those the last `window` keys."""
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return mask if window is None else mask.triu(keys - queries - window + 1)
+
+
+def _one_path(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+
+
+def _one_path_softcapped(q, k, v, mask: Tensor, scaling: float, *, softcap: float) -> Tensor:
+    scores = softcap * torch.tanh(q @ k.transpose(-2, -1) * (scaling / softcap))
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return scores.to(wide).masked_fill(~mask, -torch.inf).softmax(-1).to(q.dtype) @ v
+
+
+RUN: dict[str, Callable[..., Tensor]] = {
+    "sdpa": _run_sdpa,
+    "varlen": _run_varlen,
+    "flash_attn": functools.partial(_run_flash, module="flash_attn"),
+    "flash_attn_3": functools.partial(_run_flash, module="flash_attn_interface"),
+}
