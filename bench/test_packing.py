@@ -94,7 +94,7 @@ def flops_of(function, model, rows, is_released) -> int:
 def _race(session, name):
     from amopo.trainer.forward import patch_forward
 
-    samples = list(step_data.load_samples(name, 8 if session.full else 2, short=not session.full))
+    samples = list(step_data.load_samples(name, 4 if session.full else 2, short=not session.full))
     model = step_data.make_model(11 if session.full else 1)
     budget = BUDGET["full" if session.full else "small"]
     entrants, infos, sums, grads = {}, {}, {}, {}
