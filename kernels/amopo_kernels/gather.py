@@ -10,6 +10,7 @@ per batch. Triton on CUDA, C++-free PyTorch elsewhere. Memory: the output; in th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,11 +62,16 @@ def gather_rows(x: Tensor, rows: GatherIndex) -> Tensor:
     return _gather_op(x, rows.index, rows.order, rows.offsets)
 
 
+def _flat(x: Tensor) -> Tensor:
+    """`[R, everything else]`, also where R is 0."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 @torch.library.custom_op("amopo::gather_rows", mutates_args=())
 def _gather_op(x: Tensor, index: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
     module = backend.module_for("gather_rows", x)
     if hasattr(module, "gather_rows"):
-        flat = x.reshape(x.shape[0], -1)
+        flat = _flat(x)
         return module.gather_rows(flat, index).view(index.shape[0], *x.shape[1:])
     return x.index_select(0, index)
 
@@ -80,13 +86,13 @@ def _scatter_op(grad: Tensor, index: Tensor, order: Tensor, offsets: Tensor) -> 
     rows = offsets.shape[0] - 1
     module = backend.module_for("gather_rows", grad)
     if hasattr(module, "scatter_rows"):
-        flat = grad.reshape(grad.shape[0], -1)
+        flat = _flat(grad)
         return module.scatter_rows(flat, order, offsets).view(rows, *grad.shape[1:])
     wide = torch.promote_types(grad.dtype, torch.float32)
     if grad.device.type == "cpu":  # one thread per column: the order of additions is that of the index
         total = torch.zeros((rows, *grad.shape[1:]), dtype=wide, device=grad.device)
         return total.index_add_(0, index, grad.to(wide)).to(grad.dtype)
-    flat = grad.reshape(grad.shape[0], -1).index_select(0, order).to(wide)
+    flat = _flat(grad).index_select(0, order).to(wide)
     total = torch.segment_reduce(flat, "sum", offsets=offsets, axis=0, initial=0)
     return total.to(grad.dtype).view(rows, *grad.shape[1:])
 

@@ -49,6 +49,7 @@ SUITES = {
         "",
         {"row_pass", "row_pass_softcap", "tile_pass", "scale_rows", "sequence_stats", "mobt", "expand_segments"},
     ),
+    "gather": Suite("tests/kernels/test_gather.py", "not same_bits", {"gather_rows", "scatter_rows"}),
     "device forms": Suite(
         "tests/gpu/test_kernels.py",
         "not test_mobt and not test_sequence_stats",
