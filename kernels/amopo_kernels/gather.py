@@ -63,8 +63,8 @@ def gather_rows(x: Tensor, rows: GatherIndex) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """`[R, everything else]`, also where R is 0."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    """`[R, everything else]`, also where R is 0; a gradient can be one number in many places."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).contiguous()
 
 
 @torch.library.custom_op("amopo::gather_rows", mutates_args=())
