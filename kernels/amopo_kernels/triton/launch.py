@@ -48,7 +48,7 @@ def _start(name: str, tensor: Tensor) -> tuple[Config, contextlib.AbstractContex
 
 def _check_columns(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and tensor.numel():
             raise ValueError(f"{name} must have unit stride in its last dimension, got strides {tensor.stride()}")
 
 
