@@ -19,6 +19,7 @@ from amopo.cli.options import Option, Settings
 from amopo.cli.train import check_choices, data_options, quiet_libraries, read
 from amopo.data import tokenize_pairs
 from amopo.data.verifiable import OBJECTIVES, task_from_record
+from amopo.packing.trie import SHARING
 from amopo.trainer.scratch import parse_scratch
 
 DESCRIPTION = "Margins and accuracies of a model on a preference file; with --generate, scores of what it writes."
@@ -30,6 +31,7 @@ def options() -> list[Option]:
         *data_options(),
         Option("beta", float, "scale of the reward", default=0.8),
         Option("tokens_per_batch", int, "most tokens of a batch, which holds whole samples", default=8192),
+        Option("sharing", str, f"what sequences share: {', '.join(SHARING)}", default="pair", important=False),
         Option("generate", bool, "also generate, for data with verifiable tasks", default=False),
         Option("max_new_tokens", int, "longest generated response", default=64),
         Option("temperature", float, "0: the likeliest response; 1: as the model draws", default=1.0),
@@ -96,6 +98,7 @@ def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any)
         objectives=settings.objectives,
         beta=settings.beta,
         tokens_per_batch=settings.tokens_per_batch,
+        sharing=settings.sharing,
     )
 
 

@@ -121,24 +121,19 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
             raise ValueError(f"num_epochs must be at least 1, got {self.num_epochs}")
         if self.max_samples_per_batch is not None and self.max_samples_per_batch < 1:
             raise ValueError(f"max_samples_per_batch must be at least 1, got {self.max_samples_per_batch}")
-        longest = max(range(len(self.lengths)), key=self.lengths.__getitem__)
-        if self.lengths[longest] > self.budget:
-            name = names[longest] if names is not None else longest
-            raise ValueError(
-                f"sample {name!r} takes {self.lengths[longest]} tokens packed (all its sequences), more than the "
-                f"budget of {self.budget}; set tokens_per_batch to at least {self.lengths[longest]} or shorten it"
-            )
-        if self.row_budget is None:
-            return
-        if self.row_budget < 1 or self.rows is None or len(self.rows) != len(self.lengths):
-            raise ValueError(f"row_budget={self.row_budget} must be positive and needs rows, one number per sample")
-        most = max(range(len(self.rows)), key=self.rows.__getitem__)
-        if self.rows[most] > self.row_budget:
-            name = names[most] if names is not None else most
-            raise ValueError(
-                f"sample {name!r} has {self.rows[most]} response rows, more than the row budget of {self.row_budget}; "
-                f"set rows_per_batch to at least {self.rows[most]} or shorten its responses"
-            )
+        limits = [("tokens packed (all its sequences)", "budget", "tokens_per_batch", self.lengths, self.budget)]
+        if self.row_budget is not None:
+            if self.row_budget < 1 or self.rows is None or len(self.rows) != len(self.lengths):
+                raise ValueError(f"row_budget={self.row_budget} must be positive and needs rows, one number per sample")
+            limits.append(("response rows", "row budget", "rows_per_batch", self.rows, self.row_budget))
+        for what, limit, option, sizes, budget in limits:
+            largest = max(range(len(sizes)), key=sizes.__getitem__)
+            if sizes[largest] > budget:
+                name = names[largest] if names is not None else largest
+                raise ValueError(
+                    f"sample {name!r} takes {sizes[largest]} {what}, more than the {limit} of {budget}; "
+                    f"set {option} to at least {sizes[largest]} or shorten it"
+                )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration yields."""

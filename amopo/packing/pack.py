@@ -74,13 +74,19 @@ class PackedSize:
     represented: int
 
 
+def represented_tokens(sample: TokenizedSample) -> int:
+    """Tokens of the sample's 2K sequences, written out."""
+    responses = len(sample.chosen) + len(sample.rejected)
+    return 2 * sum(map(len, sample.prompts)) + sample.num_objectives * responses
+
+
 def packed_size(sample: TokenizedSample, *, sharing: str = "pair") -> PackedSize:
     """Size of one sample; sizes of samples add up."""
     check_sharing(sharing)
-    prompts, responses = sum(map(len, sample.prompts)), len(sample.chosen) + len(sample.rejected)
-    represented = 2 * prompts + sample.num_objectives * responses
-    if sharing == "none":
-        return PackedSize(represented, sample.num_objectives * responses, represented)
+    represented = represented_tokens(sample)
+    if sharing == "none":  # known without a trie
+        rows = sample.num_objectives * (len(sample.chosen) + len(sample.rejected))
+        return PackedSize(represented, rows, represented)
     forest = build(sample, sharing)
     return PackedSize(forest.num_tokens, forest.num_rows, represented)
 
@@ -129,9 +135,7 @@ def pack(
         offsets=_offsets(table.sequence_lengths),
         max_target=int(row_target.max()),
         num_tokens=num_tokens,
-        represented_tokens=sum(
-            2 * sum(map(len, s.prompts)) + num_objectives * (len(s.chosen) + len(s.rejected)) for s in samples
-        ),
+        represented_tokens=sum(map(represented_tokens, samples)),
         paths=table.paths(),
         rows=None if sharing == "none" else GatherIndex.of(row_index, num_tokens + padding),
         fan=None if has_own_rows else GatherIndex.of(fan_out, len(row_index)),

@@ -78,6 +78,16 @@ def _runs_alone(body: nn.Module) -> bool:
     return all(type(p.data) is Tensor and p.numel() > 0 and not p.is_meta for p in body.parameters())
 
 
+def _why_not_tried(owner: nn.Module, body: nn.Module, *, has_own_flash: bool) -> str | None:
+    """Why a small row cannot be run through the model as it is now, or None."""
+    if not _runs_alone(body):
+        return "the weights are sharded or not loaded"
+    weight = body.get_input_embeddings().weight
+    if has_own_flash and not (weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)):
+        return f"{type(owner).__name__}'s flash attention runs in half precision on a GPU only"
+    return None
+
+
 class PackedForward:
     """The handle of a replaced forward; a context manager that removes it at the end."""
 
@@ -127,15 +137,14 @@ def patch_forward(
     was_installed = attention.is_installed(owner)
     before = attention.install(owner) if _takes_keywords(body) else None
     try:
-        if before is None and _uses_flash(owner):
-            pass  # it is told the boundaries; its kernels take half precision on a GPU only, so it is not tried here
-        elif _runs_alone(body):
+        reason = _why_not_tried(owner, body, has_own_flash=before is None and _uses_flash(owner))
+        if reason is not None:
+            logger.warning("%s: it was not tried whether a packed row is exact", reason)
+        else:
             device = body.get_input_embeddings().weight.device
             check_packed_row(body, vocab_size=text_config(owner).vocab_size, device=device, shares=before is not None)
             if _runs_alone(owner):
                 check_head(owner)
-        else:
-            logger.warning("the weights are sharded or not loaded: it was not tried whether a packed row is exact")
     except BaseException:
         if before is not None and not was_installed:
             attention.uninstall(owner, before)

@@ -5,13 +5,12 @@
 Contract: `out[n] = x[index[n]]`; the gradient of row r is the sum of the gradients of all n that read it, added in fp32
 (fp64 for fp64), rounded once, always in the same order. Eight bf16 copies added in bf16 lose 0.41 % where one rounding
 loses 0.24 %, and `index_add` on CUDA adds in whatever order its atomics come. A `GatherIndex` is made on the host once
-per batch. Triton on CUDA, C++-free PyTorch elsewhere. Memory: the output; in the eager backward an fp32 [R, ...].
+per batch. Triton on CUDA, plain PyTorch elsewhere. Memory: the output; in the eager backward an fp32 [R, ...].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,10 +49,6 @@ class GatherIndex:
         """R, rows of the source."""
         return self.offsets.shape[0] - 1
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> GatherIndex:
-        """The same index with `function` applied to its tensors (to move or pin them)."""
-        return GatherIndex(function(self.index), function(self.order), function(self.offsets))
-
 
 def gather_rows(x: Tensor, rows: GatherIndex) -> Tensor:
     """`x[rows.index]` along the first dimension, `[R, ...] -> [N, ...]`; its gradient is the module's."""
@@ -89,7 +84,7 @@ def _scatter_op(grad: Tensor, index: Tensor, order: Tensor, offsets: Tensor) -> 
         flat = _flat(grad)
         return module.scatter_rows(flat, order, offsets).view(rows, *grad.shape[1:])
     wide = torch.promote_types(grad.dtype, torch.float32)
-    if grad.device.type == "cpu":  # one thread per column: the order of additions is that of the index
+    if grad.device.type == "cpu":  # no atomics here: the same order every time
         total = torch.zeros((rows, *grad.shape[1:]), dtype=wide, device=grad.device)
         return total.index_add_(0, index, grad.to(wide)).to(grad.dtype)
     flat = _flat(grad).index_select(0, order).to(wide)

@@ -104,6 +104,10 @@ def test_the_saved_model_answers_and_evaluates_alike(trained, amopo, data, tmp_p
     trained_metrics = read_metrics(out)["preferences"]["after"]
     for name in ("loss", "rewards/margins/a", "rewards/accuracies/b"):
         assert found[name] == pytest.approx(trained_metrics[name], abs=1e-5)
+    again = amopo("eval", *argv, "--sharing", "none")  # what is shared changes no number
+    assert again.status == 0, again.err
+    assert json.loads(result.read_text())["preferences"] == pytest.approx(found, abs=1e-5)
+    assert "sharing='all' is not known" in amopo("eval", *argv, "--sharing", "all").one_line()
 
 
 def test_a_yaml_file_holds_the_same_keys(trained, tmp_path):

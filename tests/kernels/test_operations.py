@@ -104,7 +104,7 @@ def test_objective_equals_the_specification(kind, objectives, weights, pooled):
         torch.testing.assert_close(result.losses[sample].double(), loss.detach(), **close)
         torch.testing.assert_close(result.weights[sample].double(), alpha, **close)
         logged = reference.logged_values(chosen, rejected, alpha, beta=beta, pooled=pooled)
-        # the deviation of equal numbers is 0 only to rounding
+        # absolute: a margin is a difference of fp32 rewards, the deviation of equal numbers is 0 only to rounding
         torch.testing.assert_close(result.logged[sample].double(), logged, rtol=1e-6, atol=1e-6)
         (gradient,) = torch.autograd.grad(loss, exact)
         first = 2 * objectives * sample

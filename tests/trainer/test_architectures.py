@@ -244,3 +244,12 @@ def test_a_model_without_transformers_attention_runs_rows_without_sharing(monkey
     AMoPOTrainer(model, tiny_runs.config(tmp_path, sharing="none"))
     with pytest.raises(ValueError, match="cannot share tokens; pack with sharing='none'"):
         packed_logps(model, pack(samples, sharing="pair"))
+
+
+def test_a_flash_kernel_of_its_own_is_not_tried_on_a_cpu_and_that_is_said(monkeypatch, caplog):
+    model = tiny("llama")
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    model.config._attn_implementation = "flash_attention_2"
+    with patch_forward(model):
+        assert model.config._attn_implementation == "flash_attention_2"
+    assert "flash attention runs in half precision on a GPU only: it was not tried" in caplog.text

@@ -117,13 +117,13 @@ def test_training_separates_the_responses(tmp_path):
 
 def test_logging_less_often_averages_over_the_interval(tmp_path):
     samples = tiny_runs.samples(12)
-    settings = {"tokens_per_batch": 200, "learning_rate": 0.0, "num_train_epochs": 1}
+    settings = {"tokens_per_batch": 120, "learning_rate": 0.0, "num_train_epochs": 1}
     each, _ = train(tmp_path / "each", samples, logging_steps=1, **settings)
     rare, _ = train(tmp_path / "rare", samples, logging_steps=1000, logging_strategy="epoch", **settings)
     (entry,) = steps_of(rare)
     counts = [len(batch) for batch in each.get_train_dataloader().batch_sampler]
     weighted = sum(n * e["rewards/margins"] for n, e in zip(counts, steps_of(each), strict=True)) / 12
-    assert len(counts) > 1
+    assert len(counts) > 2
     assert entry["rewards/margins"] == pytest.approx(weighted, rel=1e-6)
 
 
@@ -324,7 +324,7 @@ def test_response_rows_have_a_budget_of_their_own(tmp_path):
     counts = [batch["amopo_layout"].row_index.shape[0] for batch in trainer.get_train_dataloader()]
     assert sum(counts) == sum(rows) and max(counts) <= max(rows) + 20 and len(counts) > 1
     config = tiny_runs.config(tmp_path, rows_per_batch=max(rows) - 1)
-    with pytest.raises(ValueError, match=f"has {max(rows)} response rows, more than the row budget"):
+    with pytest.raises(ValueError, match=f"takes {max(rows)} response rows, more than the row budget"):
         AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples).get_train_dataloader()
 
 
