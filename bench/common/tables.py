@@ -180,7 +180,7 @@ PLAIN = {
             "tokens of the rows": ("tokens", _thousands), "rows through the head": ("head_rows", _thousands),
             "TFLOP": ("flops", _tera), "samples/s": ("samples_per_second", _ratio),
             "over none, by FLOPs": ("possible", _times), "over none, reached": ("reached", _times),
-            "RSS MB": ("resident_bytes", megabytes),
+            "peak MB": ("peak_bytes", megabytes),
         },
     ),
     "launches": (
