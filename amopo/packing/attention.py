@@ -151,9 +151,14 @@ def _register() -> None:
         AttentionMaskInterface.register(name, watched(eager_mask if before == "eager" else sdpa_mask))
 
 
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, also where it is part of a larger one."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
 def is_installed(model: nn.Module) -> bool:
     """Whether the model's layers call `tree_attention`."""
-    return getattr(_text_configs(model)[0], "_attn_implementation", None) in NAMES.values()
+    return getattr(text_config(model), "_attn_implementation", None) in NAMES.values()
 
 
 def install(model: nn.Module) -> str | None:
@@ -161,7 +166,7 @@ def install(model: nn.Module) -> str | None:
 
     None, and nothing is changed, where the model does not take its attention from transformers' interface.
     """
-    before = getattr(_text_configs(model)[0], "_attn_implementation", None)
+    before = getattr(text_config(model), "_attn_implementation", None)
     if before in NAMES.values():
         return next(old for old, name in NAMES.items() if name == before)
     if before not in NAMES or not getattr(model, "_supports_attention_backend", False) or _asks_for_sdpa(model):
@@ -180,11 +185,9 @@ def uninstall(model: nn.Module, before: str) -> None:
 
 def _text_configs(model: nn.Module) -> list[Any]:
     """The configurations that the language model's layers read: not those of towers for images or sound."""
-    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    found = {id(text): text}
-    if not any(module.config is text for module in model.modules() if hasattr(module, "config")):
-        found[id(model.config)] = model.config
-    return list(found.values())
+    text = text_config(model)
+    is_read = text is model.config or any(getattr(module, "config", None) is text for module in model.modules())
+    return [text] if is_read else [text, model.config]
 
 
 def _asks_for_sdpa(model: nn.Module) -> bool:

@@ -49,7 +49,7 @@ def check_packing_support(model: nn.Module) -> None:
     config = getattr(base, "config", None)
     if config is None:
         _refuse(model, "it has no .config", "give a transformers causal LM")
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = attention.text_config(base)
 
     if getattr(config, "is_encoder_decoder", False):
         _refuse(base, "it is an encoder-decoder model", "give a decoder-only causal LM")

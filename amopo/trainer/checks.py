@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 
 from amopo.head import find_head
+from amopo.packing.attention import text_config
 from amopo.packing.support import check_packing_support
 from amopo.trainer.batches import Positions
 from amopo.trainer.config import AMoPOConfig
-from amopo.trainer.forward import causal_lm, text_config
+from amopo.trainer.forward import causal_lm
 
 
 def check_setup(model: nn.Module, args: AMoPOConfig) -> None:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from amopo.head import find_head, head_logps, unwrap
 from amopo.packing import attention
+from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
 from amopo.packing.support import check_packed_row, check_packing_support, check_position_ids
 from amopo_kernels.gather import gather_rows
@@ -56,11 +57,6 @@ def causal_lm(model: nn.Module) -> nn.Module:
             "process per device with torchrun instead"
         )
     return unwrap(model)
-
-
-def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model, also where it is part of a larger one."""
-    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
 def _uses_flash(model: nn.Module) -> bool:
