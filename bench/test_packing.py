@@ -83,18 +83,29 @@ def gradients(model):
     return found
 
 
-def flops_of(function, model, rows, is_released) -> int:
-    """Body and attention as counted; the packed head, one operator that the counter does not know, as 6NVH."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    head = 0 if is_released else 6 * rows * step_data.VOCAB * model.config.hidden_size
-    return counter.get_total_flops() + head
+def counted_step(function, device, head_flops):
+    """One call's (result, FLOPs, peak bytes): a step takes long, so both are counted in the same one.
+
+    The counter stands inside the watch of allocations and does not know the operator of the packed head: its FLOPs are
+    given, 6NVH.
+    """
+    counter = FlopCounterMode(display=False)
+
+    def counted():
+        with counter:
+            return function()
+
+    result, memory = run_for_memory(counted, device)
+    return result, counter.get_total_flops() + head_flops, memory
 
 
 def _race(session, name):
     from amopo.trainer.forward import patch_forward
 
-    samples = list(step_data.load_samples(name, 4 if session.full else 2, short=not session.full))
+    if session.full:
+        samples = step_data.drawn(name, step_data.DATA_SETS[name].drawn)
+    else:
+        samples = list(step_data.load_samples(name, 2, short=True))
     model = step_data.make_model(11 if session.full else 1)
     budget = BUDGET["full" if session.full else "small"]
     entrants, infos, sums, grads = {}, {}, {}, {}
@@ -106,9 +117,9 @@ def _race(session, name):
             model.zero_grad()
             return function()
 
-        sums[layout], memory = run_for_memory(timed, session.device)
+        head = 0 if layout.startswith("released") else 6 * rows * step_data.VOCAB * model.config.hidden_size
+        sums[layout], flops, memory = counted_step(timed, session.device, head)
         grads[layout] = gradients(model)
-        flops = flops_of(timed, model, rows, layout.startswith("released"))
         infos[layout] = {
             "role": "scale" if layout.startswith("released") else "ours", "tokens": tokens, "head_rows": rows,
             "flops": flops, "samples": len(samples), **memory,

@@ -1,14 +1,16 @@
 """Real preference data and a model for whole training steps.
 
 `load_samples(name)` reads a data set of `AMOPO_DATA` (see docs/benchmarks.md), tokenised with a byte-level BPE of 32768
-entries trained on all texts there; None where the file is absent. `make_model()` is a Qwen2 of 30M parameters from
-nothing. `AMOPO_DATA` defaults to ../shared/data beside the checkout.
+entries trained on all texts there; `drawn` takes some of them at random, the same ones every time, since the first lines
+of a file need not be like the rest. `make_model()` is a Qwen2 of 30M parameters from nothing. `AMOPO_DATA` defaults to
+../shared/data beside the checkout.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,14 @@ class DataSet:
     template: str
     max_prompt: int
     max_response: int
+    drawn: int  # samples of a measured step: the padded rows of four must fit in 20 GB
     scales: dict[str, tuple[float, float]] | None = None
 
 
 DATA_SETS = {
-    "helpsteer2_sample100": DataSet(("helpfulness", "correctness", "coherence", "complexity"), "rubric", 512, 512),
+    "helpsteer2_sample100": DataSet(("helpfulness", "correctness", "coherence", "complexity"), "rubric", 512, 512, 8),
     "summeval": DataSet(
-        ("coherence", "consistency", "fluency", "relevance"), "rubric_suffix", 1024, 256,
+        ("coherence", "consistency", "fluency", "relevance"), "rubric_suffix", 1024, 256, 4,
         {name: (1, 5) for name in ("coherence", "consistency", "fluency", "relevance")},
     ),
 }  # fmt: skip
@@ -64,8 +67,8 @@ def tokenizer() -> Any:
 
 
 @functools.cache
-def load_samples(name: str, count: int, *, short: bool = False) -> tuple[TokenizedSample, ...]:
-    """The first `count` samples; `short`: cut to a tenth, to see that everything runs."""
+def load_samples(name: str, count: int | None = None, *, short: bool = False) -> tuple[TokenizedSample, ...]:
+    """All samples or the first `count`; `short`: cut to a tenth, to see that everything runs."""
     from amopo.data import build_pairs, read_records, scales_of, tokenize_pairs
     from amopo.data.scales import as_scales
 
@@ -78,6 +81,11 @@ def load_samples(name: str, count: int, *, short: bool = False) -> tuple[Tokeniz
         max_prompt_length=160 if short else data.max_prompt, max_response_length=32 if short else data.max_response,
     )  # fmt: skip
     return tuple(samples)
+
+
+def drawn(name: str, count: int) -> list[TokenizedSample]:
+    """`count` samples, drawn with seed 0 from all of them."""
+    return random.Random(0).sample(load_samples(name), count)
 
 
 def make_model(layers: int = 11) -> torch.nn.Module:
