@@ -1,7 +1,7 @@
 """Real preference data and a model for whole training steps.
 
 `load_samples(name)` reads a data set of `AMOPO_DATA` (see docs/benchmarks.md), tokenised with a byte-level BPE of 32768
-entries trained on all texts there; `drawn` takes some of them at random, the same ones every time, since the first lines
+entries trained on all texts there; `drawn` takes some of them at random, always the same, since the first lines
 of a file need not be like the rest. `make_model()` is a Qwen2 of 30M parameters from nothing. `AMOPO_DATA` defaults to
 ../shared/data beside the checkout.
 """
