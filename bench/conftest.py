@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         shape=config.getoption("--shape"), rounds=rounds, results=config.getoption("--bench-results"),
         skip_compiled=not config.getoption("--full") and not config.getoption("--providers"),
     )  # fmt: skip
-    if not config.stash[SESSION].shapes():
+    if not config.stash[SESSION].shapes() and not config.stash[SESSION].step_shapes():
         raise pytest.UsageError(f"no shape contains {' and '.join(config.getoption('--shape'))}")
 
 
@@ -55,6 +55,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = metafunc.config.stash[SESSION]
     if "shape" in metafunc.fixturenames:
         metafunc.parametrize("shape", session.shapes(), ids=str, scope="session")
+    if "step_shape" in metafunc.fixturenames:  # none for the full scale of CPUs
+        metafunc.parametrize("step_shape", session.step_shapes(), ids=str, scope="session")
     if "provider" in metafunc.fixturenames:
         starts = tuple(filter(None, metafunc.config.getoption("--providers").split(",")))
         names = [name for name in PROVIDERS if not starts or name.startswith(starts)]

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.common.session import shapes_with
+from bench.common.session import shapes_with, step_shapes_with
 
 SECONDS = 8 * 60 + 45
 OUT_OF_TIME = 124
@@ -32,6 +32,9 @@ PARTS: dict[str, tuple[str, ...]] = {
         "--full", "--shape", "7b-8192",
     ),
     "head-full-7b": ("bench/test_head.py", "-k", "test_full", "--full", "--shape", "2.5-7b"),
+    "step-0.5b": ("bench/test_step.py", "--full", "--shape", "2.5-0.5b"),
+    "step-7b": ("bench/test_step.py", "--full", "--shape", "2.5-7b"),
+    "attention": ("bench/test_attention.py", "--full"),
     "head-frozen-7b": ("bench/test_head.py", "-k", "test_frozen", "--full", "--shape", "2.5-7b"),
     "memory": ("bench/test_memory.py", "--full", "--shape", "8192"),
     "head-full-14b": ("bench/test_head.py", "-k", "test_full", "--full", "--shape", "14b"),
@@ -60,7 +63,8 @@ def has_shapes(part: str, more: tuple[str, ...]) -> bool:
     """Whether a GPU shape is left when `--shape` of the part and of `more` both hold."""
     words = (*PARTS[part], *more)
     texts = [text for option, text in zip(words, words[1:]) if option == "--shape"]
-    return part == "tests" or bool(shapes_with(texts, "cuda"))
+    of_models = part.startswith(("step", "attention"))
+    return part == "tests" or bool((step_shapes_with if of_models else shapes_with)(texts, "cuda"))
 
 
 def search_path(given: str | None) -> str:

@@ -14,6 +14,7 @@ from bench.common import machine
 from bench.common.cases import SHAPES, HeadCase, HeadShape, make_case
 from bench.common.measure import Entrant, message_of
 from bench.common.results import Recorder
+from bench.common.step_models import STEP_SHAPES, StepShape
 
 Result = TypeVar("Result")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
@@ -47,6 +48,10 @@ class BenchSession:
     def shapes(self) -> list[HeadShape]:
         """The shapes of this session; each `--shape TEXT` keeps those whose name contains TEXT."""
         return shapes_with(self.only_shapes, self.scale)
+
+    def step_shapes(self) -> list[StepShape]:
+        """Likewise, of the benchmarks that run whole models or layers."""
+        return step_shapes_with(self.only_shapes, self.scale)
 
     def case(self, shape: HeadShape, inputs: str) -> HeadCase:
         """One case is kept at a time: the next one takes its memory."""
@@ -100,6 +105,11 @@ class BenchSession:
             "shape": str(case.shape), "rows": case.shape.rows, "hidden": case.shape.hidden, "vocab": case.shape.vocab,
             "dtype": str(self.dtype).removeprefix("torch."), "inputs": case.inputs, "small": not self.full, **more,
         }  # fmt: skip
+
+
+def step_shapes_with(texts: Sequence[str], scale: str) -> list[StepShape]:
+    """Shapes of whole models of a scale whose name contains each of `texts`; CPUs have small ones only."""
+    return [shape for shape in STEP_SHAPES.get(scale, ()) if all(text in str(shape) for text in texts)]
 
 
 def shapes_with(texts: Sequence[str], scale: str) -> list[HeadShape]:

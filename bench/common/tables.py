@@ -150,6 +150,10 @@ def _tera(value: float) -> str:
     return f"{value / 1e12:.2f}"
 
 
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.1f}"
+
+
 def _times(value: float) -> str:
     return f"{value:.2f}x"
 
@@ -183,6 +187,29 @@ PLAIN = {
             "peak MB": ("peak_bytes", megabytes),
         },
     ),
+    "layouts": (
+        ("data", "prompts", "responses"),
+        {
+            "tokens": ("tokens", _thousands), "of none": ("of_none", _times),
+            "rows through the head": ("head_rows", _thousands),
+            "million input tokens/s": ("input_tokens_per_second", _millions),
+        },
+    ),
+    "step": (
+        ("shape", "samples"),
+        {
+            "tokens": ("tokens", _thousands), "samples/s": ("samples_per_second", _ratio),
+            "trained": ("trained", str), "log-probs differ by": ("logp_difference", error),
+            "peak MB": ("peak_bytes", megabytes),
+        },
+    ),
+    "attention": (
+        ("shape", "sharing"),
+        {
+            "kernel": ("kernel", str), "tokens": ("tokens", _thousands), "keys of all paths": ("keys", _thousands),
+            "to ours": ("to_ours", _times), "of a layer": ("of_layer", _ratio), "peak MB": ("peak_bytes", megabytes),
+        },
+    ),
     "launches": (
         ("shape", "frozen"),
         {
@@ -204,6 +231,9 @@ TITLES = {
     "head_full": "Head, forward and backward, trained weight (three products)",
     "head_frozen": "Head, forward and backward, frozen weight (two products)",
     "packing": "A whole training step on real preference data: every shared token once",
+    "layouts": "Tokens of whole data sets, padded and packed, and the speed of packing (one core)",
+    "step": "Whole steps of models of known shapes: samples per second, and the largest batch",
+    "attention": "Attention over a tree, alone",
     "compaction": "What it gains that only response rows enter the head",
     "row_pass": "Row pass against a copy of the same bytes",
     "objective": "Statistics of 64 sequences and the objective",

@@ -132,6 +132,23 @@ def objective_rows(data: dict) -> Iterator[Row]:
         yield what, f"B = 8, K = 4, {weights} weights", "<= 60 us", f"{microseconds:.0f} us", reached
 
 
+def attention_rows(data: dict) -> Iterator[Row]:
+    for (shape, sharing), records in grouped(data["records"], "shape", "sharing").items():
+        for record in records:
+            if record["key"]["provider"] == "gather" and "of_layer" in record.get("info", {}):
+                what = "gather of keys and values and its backward, of a layer's time"
+                yield at_most(what, f"{shape}, {sharing}", 0.03, record["info"]["of_layer"], 1.0)
+
+
+def layouts_rows(data: dict) -> Iterator[Row]:
+    for record in data["records"]:
+        if record["key"]["provider"] in ("pair", "tree") and "stats" in record:
+            rate = record["info"]["input_tokens_per_second"] / 1e6
+            reached = "yes" if rate >= 2 else "no"
+            where = f"{record['key']['data']}, {record['key']['provider']}"
+            yield "packing, million tokens per second on one core", where, ">= 2.0", f"{rate:.1f}", reached
+
+
 def packing_rows(data: dict) -> Iterator[Row]:
     over_released = {("helpsteer2_sample100", "released_b1"): 1.7, ("helpsteer2_sample100", "released_b4"): 2.5}
     for (name,), records in grouped(data["records"], "data").items():
@@ -160,6 +177,10 @@ def target_rows(results: dict[str, dict], cuda: bool) -> list[Row]:
         rows += memory_rows(results["memory"], cuda)
     if "packing" in results and not cuda:
         rows += packing_rows(results["packing"])
+    if "layouts" in results and not cuda:
+        rows += layouts_rows(results["layouts"])
+    if "attention" in results and cuda:
+        rows += attention_rows(results["attention"])
     if "row_pass" in results and cuda:
         rows += row_pass_rows(results["row_pass"])
     if "objective" in results and cuda:
