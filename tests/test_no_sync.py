@@ -22,8 +22,8 @@ BACKENDS = ["eager", pytest.param("cpp", marks=pytest.mark.skipif(not BUILT, rea
 VOCAB, HIDDEN, OBJECTIVES, SAMPLES = 61, 16, 3, 4
 
 
-def make_layout(shared: bool):
-    """Layout of a real packed row; `shared`: branch tokens predict several tokens, rows serve several sequences."""
+def make_batch(shared: bool):
+    """A real packed row; `shared`: branch tokens predict several tokens, rows serve several sequences."""
     rng = random.Random(0)
 
     def tokens(longest):
@@ -36,9 +36,14 @@ def make_layout(shared: bool):
         samples.append(
             TokenizedSample([tokens(5) for _ in range(OBJECTIVES)], begin + chosen, begin + rejected, number)
         )
-    layout = pack(samples, sharing="pair" if shared else "none").layout
+    batch = pack(samples, sharing="pair" if shared else "none")
+    layout = batch.layout
     assert shared == (layout.fan_out is not None) == (len(layout.row_index.unique()) < len(layout.row_index))
-    return layout
+    return batch
+
+
+def make_layout(shared: bool):
+    return make_batch(shared).layout
 
 
 SETTINGS = {
@@ -101,3 +106,19 @@ def test_nor_does_the_loss_of_given_logps(monkeypatch, kind):
 def test_the_watch_itself_works(wait):
     with pytest.raises(AssertionError, match="makes the host wait"), SyncWatch():
         wait(torch.ones(3))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["rows of their own", "shared rows"])
+def test_nor_does_a_whole_packed_step_of_a_model(shared):
+    transformers = pytest.importorskip("transformers")
+    from amopo.trainer import patch_forward
+
+    sizes = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads))
+    batch = make_batch(shared)
+    with patch_forward(model), SyncWatch() as watch:
+        logps = model(input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch.layout)
+        loss_from_logps(logps, batch.layout, step=3, sample_ids=batch.sample_ids).loss.backward()
+    assert watch.seen["linear_logprobs"] == 1
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())

@@ -25,7 +25,13 @@ def options() -> list[Option]:
         Option("model", str, "folder or Hub name", metavar="M", required=True),
         Option("sharing", str, f"what sequences share: {', '.join(SHARING)}", default="tree"),
         Option("objectives", int, "K, prompts per sample", default=3),
-        Option("dtype", str, f"of the loaded weights: {', '.join(DTYPES)}", default="float32"),
+        Option(
+            "dtype",
+            str | None,
+            f"of the loaded weights: {', '.join(DTYPES)} (default: float32; on CUDA bfloat16 as well, which other "
+            "kernels compute)",
+            default=None,
+        ),
         Option("device", str | None, "cpu, cuda, cuda:1, ... (default: CUDA where it is)", default=None),
         Option("length", int, "longest prompt and response in tokens", default=24),
     ]
@@ -65,17 +71,20 @@ def run(settings: Settings) -> None:
     quiet_libraries(settings)
     from amopo.trainer.self_check import compare_with_separate_forwards
 
-    model, _ = load(settings.model, dtype=settings.dtype)
-    model = model.to(device)
-    vocab = model.get_input_embeddings().weight.shape[0]
-    samples = probe(vocab, settings.objectives, settings.length)
-    found = compare_with_separate_forwards(model, samples, sharing=settings.sharing)
-    dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
-    console.say(f"{settings.model}: {type(model).__name__}, {dtype}, {device}, sharing={settings.sharing}")
-    console.say(str(found))
-    if not found.is_exact:
-        raise CommandFailed(
-            f"no: packed rows of {type(model).__name__} are not what separate forwards give on {device} in {dtype}: "
-            f"{found}"
-        )
+    dtypes = [settings.dtype] if settings.dtype else ["float32", "bfloat16"][: 2 if device.startswith("cuda") else 1]
+    for asked in dtypes:
+        model, _ = load(settings.model, dtype=asked)
+        model = model.to(device)
+        vocab = model.get_input_embeddings().weight.shape[0]
+        samples = probe(vocab, settings.objectives, settings.length)
+        found = compare_with_separate_forwards(model, samples, sharing=settings.sharing)
+        dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        console.say(f"{settings.model}: {type(model).__name__}, {dtype}, {device}, sharing={settings.sharing}")
+        console.say(str(found))
+        if not found.is_exact:
+            raise CommandFailed(
+                f"no: packed rows of {type(model).__name__} are not what separate forwards give on {device}, {dtype}: "
+                f"{found}"
+            )
+        del model
     print("yes: packed rows are exact for this model here")

@@ -75,6 +75,10 @@ class TreePaths:
         """The longest path."""
         return max(keys for _, keys in self.lengths)
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TreePaths:
+        """The same paths on `device`: accelerate calls this for each layer of a model that is spread over devices."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
 
 @dataclass(frozen=True)
 class TreeLayout:

@@ -96,6 +96,15 @@ def test_a_batch_moves_as_a_whole(samples):
     assert moved.layout.max_target == pack(samples).layout.max_target
 
 
+def test_accelerate_moves_the_paths_to_the_device_of_a_layer(samples):
+    # a model that is spread over devices gets its arguments through this, layer by layer
+    operations = pytest.importorskip("accelerate.utils.operations")
+    paths = pack(samples).layout.paths
+    moved = operations.send_to_device({"amopo_paths": paths}, torch.device("meta"))["amopo_paths"]
+    assert moved.cu_seqlens_q.device.type == moved.subtree_end.device.type == "meta"
+    assert moved.lengths == paths.lengths
+
+
 def test_bad_calls_say_what_is_wrong(samples):
     with pytest.raises(ValueError, match="pack\\(\\) got no samples"):
         pack([])
