@@ -54,12 +54,10 @@ class Endpoint:
         return self._key is not None and parts.scheme == "http" and parts.hostname not in _LOCAL
 
     def post(self, body: bytes, *, idempotency_key: str) -> bytes:
-        from amopo import __version__
-
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
-            "User-Agent": f"amopo/{__version__}",
+            "User-Agent": "amopo",
             "Idempotency-Key": idempotency_key,
         }
         request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")

@@ -14,7 +14,9 @@ waits for what is under way, then raises KeyboardInterrupt; a second Ctrl-C does
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,28 +75,33 @@ class Runner:
         on_progress: Callable[[Summary], None] = _nothing,
         on_interrupt: Callable[[Summary], None] = _nothing,
     ) -> Summary:
-        # Daemons: a second Ctrl-C must not wait for a server.
-        threads = [threading.Thread(target=self._work, args=(questions,), daemon=True) for _ in range(concurrency)]
-        started: list[threading.Thread] = []
+        # Each thread puts one thing here when it ends. Thread.join is no way to wait: when Ctrl-C interrupts it, Python
+        # 3.11 takes the thread for ended.
+        ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        running = 0
         try:
-            for thread in threads:
-                thread.start()
-                started.append(thread)
-            while alive := [thread for thread in threads if thread.is_alive()]:
-                alive[0].join(TICK)
+            for _ in range(concurrency):
+                # A daemon: a second Ctrl-C must not wait for a server.
+                threading.Thread(target=self._work, args=(questions, ended), daemon=True).start()
+                running += 1
+            while running:
+                with contextlib.suppress(queue.Empty):
+                    ended.get(timeout=TICK)
+                    running -= 1
                 on_progress(self.summary)
         except BaseException as error:
             self._stop.set()
             if isinstance(error, KeyboardInterrupt):
                 on_interrupt(self.summary)
-            for thread in started:
-                thread.join()
+            while self.summary.in_flight:
+                with contextlib.suppress(queue.Empty):
+                    ended.get(timeout=TICK)
             raise
         if self._error is not None:
             raise self._error
         return self.summary
 
-    def _work(self, questions: Iterator[Question]) -> None:
+    def _work(self, questions: Iterator[Question], ended: queue.SimpleQueue[None]) -> None:
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -113,6 +120,8 @@ class Runner:
             with self._lock:
                 self._error = self._error or error
             self._stop.set()
+        finally:
+            ended.put(None)
 
     def _settle(self, question: Question) -> None:
         """Asks until there is a score, or there will be none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from types import SimpleNamespace
 
@@ -29,23 +28,10 @@ def test_the_judge_reads_rubric_scale_conversation_and_answer(make_judge):
     system, user = judge.messages(judge.question(prompt, "Owl, wren, kite."), fence="F")
     assert "instruction following" in system["content"] and "Count the birds." in system["content"]
     assert "a whole number from 0 (worst) to 4 (best)" in system["content"]
-    order = [
-        "F system",
-        "Be brief.",
-        "F user",
-        "Hello",
-        "F assistant",
-        "Hi",
-        "F user",
-        "birds",
-        "F answer",
-        "Owl",
-        "F end",
-    ]
-    positions = [user["content"].find(text) for text in order]
-    assert -1 not in positions and [p for p in positions if p != positions[2]] == sorted(
-        set(positions) - {positions[2]}
-    )
+    position = 0
+    for text in ("F system", "Be brief.", "F user", "Hello", "F assistant", "Hi", "F user", "birds", "F answer", "Owl"):
+        position = user["content"].index(text, position) + len(text)
+    assert "=== F end ===" in user["content"][position:]
 
 
 def test_scales_that_are_not_whole_allow_fractions(make_judge):
@@ -121,8 +107,8 @@ def test_material_stays_between_marks_that_it_cannot_contain(make_judge, attack)
 
 
 def test_a_mark_that_occurs_in_the_material_is_not_taken(make_judge, monkeypatch):
-    digits = itertools.chain(["ab" * 32, "cd" * 32])
-    fake = SimpleNamespace(new=lambda *args: SimpleNamespace(hexdigest=lambda value=next(digits): value))
+    digits = iter(["ab" * 32, "cd" * 32])
+    fake = SimpleNamespace(new=lambda *args: SimpleNamespace(hexdigest=lambda: next(digits)))
     monkeypatch.setattr(prompt_module, "hmac", fake)
     question = make_judge().question(PROMPT, "I guess " + "ab" * 12)
     assert fence_for(question, SECRET) == "cd" * 12
