@@ -48,7 +48,7 @@ DESCRIPTION = (
 SHOWN_FAILURES = 5
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     """Runs `amopo data annotate` with these arguments; FILE and OUT may stand before the first flag."""
     arguments = list(arguments)
     for name in ("file", "out"):
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
             break
         arguments = [*arguments[1:], f"--{name}={arguments[0]}"]
     run(parse("data annotate", DESCRIPTION, options(), arguments))
+    return 0
 
 
 def run(settings: Settings) -> None:
@@ -88,7 +89,7 @@ def run(settings: Settings) -> None:
             )
         if plan.open:
             retry = Retry(endpoint, Clock(threading.Event()), max_retries=settings.max_retries)
-            give_up_after = max(5, 2 * settings.concurrency)
+            give_up_after = max(5, 2 * settings.concurrency)  # more than may fail together by chance
             runner = Runner(judge, journal, policy, retry, give_up_after=give_up_after)
             _ask(runner, open_questions(source, judge, journal, policy), plan.open, settings, console)
         _finish(source, judge, journal, settings, console)

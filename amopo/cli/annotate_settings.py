@@ -53,7 +53,7 @@ def options() -> list[Option]:
         Option("retry_failed", bool, "ask again what failed in earlier runs", default=False),
         Option("allow_missing", bool, "write OUT though scores are missing in it", default=False),
         Option("drop_missing", bool, "write OUT without the records that lack a score", default=False),
-        Option("overwrite", bool, "replace OUT if it exists", default=False),
+        Option("force", bool, "replace OUT if it exists", default=False),
         Option("format", str, f"format of FILE: {', '.join(FORMATS)}", default="auto", important=False),
     ]
 
@@ -125,8 +125,8 @@ def check(settings: Settings) -> None:
         raise UsageError(f"OUT is FILE ({file}); name another file to write")
     if out.is_dir():
         raise UsageError(f"OUT: {out} is a folder")
-    if out.exists() and not settings.overwrite and not settings.dry_run:
-        raise UsageError(f"OUT: {out} exists; --overwrite replaces it (what is in the journal is not asked again)")
+    if out.exists() and not settings.force and not settings.dry_run:
+        raise UsageError(f"OUT: {out} exists; --force replaces it (what is in the journal is not asked again)")
     if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise UsageError(f"OUT: the folder of {out} does not exist or is not writable")
 

@@ -20,11 +20,11 @@ def overview() -> str:
     return "\n".join([*lines, "", "amopo data TASK --help shows a task's options."]) + "\n"
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
-        return
+        return 0
     name = arguments[0]
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r} of amopo data{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}")
-    importlib.import_module(TASKS[name][0]).main(arguments[1:])
+    return importlib.import_module(TASKS[name][0]).main(arguments[1:])

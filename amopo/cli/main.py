@@ -3,7 +3,7 @@
 `main(argv)` runs one command and returns the exit status: 0, or 2 for bad input, 1 for a failure, 130 for Ctrl-C.
 An error is exactly one line on stderr; `--debug` or AMOPO_DEBUG=1 shows the traceback instead.
 A command is a module of this folder with `DESCRIPTION`, `options()` and `run(settings)`, imported when it is asked for;
-one that reads its arguments itself has `main(arguments)`.
+one with commands of its own has `main(argv)` instead.
 """
 
 from __future__ import annotations
@@ -66,9 +66,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
     module = importlib.import_module(COMMANDS[name][0])
-    if hasattr(module, "main"):  # has commands of its own
-        module.main(argv)
-        return 0
+    if hasattr(module, "main"):
+        return module.main(argv)
     settings = parse(name, module.DESCRIPTION, module.options(), argv)
     module.run(settings)
     return 0

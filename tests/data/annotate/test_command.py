@@ -71,8 +71,8 @@ def test_scores_are_added(annotate, stub, write, rows, tmp_path, expected):
 def test_the_same_command_again_asks_nothing(annotate, stub, write, rows):
     path = write(rows(3))
     assert annotate(path)[0] == 0
-    assert "--overwrite" in one_error(annotate(path))
-    status, out, _ = annotate(path, "--overwrite")
+    assert "--force" in one_error(annotate(path))
+    status, out, _ = annotate(path, "--force")
     assert status == 0 and "6 in the journal, 0 to ask" in out and len(stub.requests) == 6
 
 
@@ -94,7 +94,7 @@ def test_a_limit_tries_the_first_records_and_the_rest_follows(annotate, stub, wr
     path = write(rows(5))
     assert annotate(path, "--limit=2")[0] == 0 and len(stub.requests) == 4
     assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["r0", "r1"]
-    assert annotate(path, "--overwrite")[0] == 0 and len(stub.requests) == 10
+    assert annotate(path, "--force")[0] == 0 and len(stub.requests) == 10
     assert set(stub.counts.values()) == {1}
 
 
@@ -129,10 +129,10 @@ def test_failed_questions_end_with_reasons_and_without_a_file(annotate, stub, ac
     status, out, _ = annotate(path, "--allow-missing")
     assert status == 0 and "1 responses have no score" in out and stub.counts[bad] == 3
     assert scores_in(tmp_path / "out.jsonl")[bad] is None
-    assert annotate(path, "--drop-missing", "--overwrite")[0] == 0
+    assert annotate(path, "--drop-missing", "--force")[0] == 0
     assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["r0", "r2"]
     # four bad replies in all: the second one of the second round is good
-    assert annotate(path, "--retry-failed", "--overwrite")[0] == 0
+    assert annotate(path, "--retry-failed", "--force")[0] == 0
     assert scores_in(tmp_path / "out.jsonl")[bad] == 1 and stub.counts[bad] == 5
     assert [count for text, count in stub.counts.items() if text != bad] == [1] * 5
 
