@@ -13,7 +13,7 @@ secret that the prompts' marks are made from. A line that was cut off by a crash
 files, and of other objectives, may share a folder.
 
 `lock` keeps a second process out (flock: the kernel frees it when the process dies, however it dies). `Journal.peek`
-reads without it and never writes. In memory: a key and a score per answer, about 150 bytes each.
+reads without it and never writes. In memory: a key and a score per answer, about 200 bytes each.
 """
 
 from __future__ import annotations

@@ -115,6 +115,27 @@ def test_flags_may_stand_in_a_file(annotate, write, rows, tmp_path):
     assert annotate(write(rows(1)), f"--config={tmp_path / 'run.yaml'}")[0] == 0
 
 
+def test_a_terminal_without_tqdm_gets_lines(annotate, write, rows, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    status, out, err = annotate(write(rows(2)))
+    assert (status, err) == (0, "") and "asking: 4/4 (100 %)" in out
+
+
+def test_real_preference_data_get_an_objective_and_stay_what_they_are(annotate, stub, real_data, tmp_path, expected):
+    from amopo.data import KNOWN_SCALES, read_records
+
+    path = real_data("helpsteer2_sample100")
+    assert annotate(path, "--concurrency=8")[0] == 0
+    before = read_records(path, objectives=list(KNOWN_SCALES))
+    after = read_records(tmp_path / "out.jsonl", objectives=[*KNOWN_SCALES, OBJECTIVE])
+    assert len(before) == len(after) == 50 and len(stub.requests) == len({r.raw for r in stub.requests})
+    for old, new in zip(before, after):
+        assert (old.id, old.prompt) == (new.id, new.prompt)
+        for one, two in zip(old.responses, new.responses):
+            assert one.text == two.text and two.scores == {**one.scores, OBJECTIVE: expected(one.text)}
+
+
 # What fails
 
 
