@@ -45,12 +45,14 @@ def run(settings: Settings) -> None:
     check_choices(settings)
     if parse_scratch(settings.model) is not None:
         raise UsageError(f"--model: {settings.model} names an untrained model; give a folder or a Hub name")
-    inputs = read(settings, eval_fraction=0.0)
+    with console.counter("rows") as count:
+        inputs = read(settings, eval_fraction=0.0, on_rows=count)
     if settings.generate:
         _check_tasks(settings, inputs)
     if settings.out is not None:
         _check_parent(settings.out)
-    console.say(f"data: {inputs.train.report}")
+    for line in (*inputs.left_out, f"data: {inputs.train.report}"):
+        console.say(line)
     quiet_libraries(settings)
     model, tokenizer = load(settings.model, dtype=settings.dtype)
     found = {

@@ -6,7 +6,7 @@ what was read, skipped and held out. Evaluation data is a file of its own, or a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from amopo.data import (
     Pair,
     PairReport,
     PreferenceRecord,
+    ReadReport,
     Scale,
     build_pairs,
     parse_scales,
@@ -38,9 +39,10 @@ class Inputs:
     train: Part
     evaluation: Part
     scales: dict[str, Scale]
+    left_out: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        found = [f"training data: {self.train.report}"]
+        found = [*self.left_out, f"training data: {self.train.report}"]
         if self.evaluation.report is None:
             return [*found, "evaluation data: none, so there will be no before and after"]
         return [*found, f"evaluation data: {self.evaluation.report}"]
@@ -79,10 +81,20 @@ def read_inputs(
     strategy: str = "best_worst",
     score_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
+    on_rows: Callable[[int], None] | None = None,
 ) -> Inputs:
-    records = read_records(data, objectives=objectives, scales=scales, format=format)
+    left_out: list[str] = []
+
+    def read(path: str) -> list[PreferenceRecord]:
+        report = ReadReport()
+        found = read_records(path, objectives=objectives, scales=scales, format=format, report=report, on_rows=on_rows)
+        if not report.is_complete:
+            left_out.append(f"{path}: {report}")
+        return found
+
+    records = read(data)
     if eval_data is not None:
-        train, held_out = records, read_records(eval_data, objectives=objectives, scales=scales, format=format)
+        train, held_out = records, read(eval_data)
     else:
         train, held_out = split_records(records, eval_fraction=eval_fraction, seed=seed)
     found_scales = scales_of([*train, *held_out])
@@ -98,4 +110,4 @@ def read_inputs(
             raise DataError(f"{name} data: {error}") from None
         return Part(chosen_records, pairs, report)
 
-    return Inputs(part("training", train), part("evaluation", held_out), found_scales)
+    return Inputs(part("training", train), part("evaluation", held_out), found_scales, left_out)

@@ -78,7 +78,7 @@ def data_options() -> list[Option]:
     """What `amopo train` and `amopo eval` share."""
     return [
         Option("model", str, "folder, Hub name, or scratch:tiny for a new small model", metavar="M", required=True),
-        Option("data", str, "JSONL file of prompts with scored responses", metavar="FILE", required=True),
+        Option("data", str, "prompts with scored responses: a file, or hf:owner/name", metavar="FILE", required=True),
         Option("objectives", list[str], "names of the objectives: a,b,c", metavar="A,B,C", required=True),
         Option("scales", dict | str | None, "scale of each objective", default=None, metavar="A=1:6,B=0:4"),
         Option("format", str, f"of the file: {', '.join(FORMATS)}", default="auto", important=False),
@@ -125,8 +125,14 @@ def run(settings: Settings) -> None:
     console = Console(quiet=settings.quiet)
     check_choices(settings)
     args = make_config(settings)
-    with console.stage("read"):
-        inputs = read(settings, eval_data=settings.eval_data, eval_fraction=settings.eval_fraction, seed=args.seed)
+    with console.stage("read"), console.counter("rows") as count:
+        inputs = read(
+            settings,
+            eval_data=settings.eval_data,
+            eval_fraction=settings.eval_fraction,
+            seed=args.seed,
+            on_rows=count,
+        )
     for line in inputs.lines():
         console.say(line)
     quiet_libraries(settings)
