@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from amopo.cli.console import Console
+from amopo.cli.counter import counter
 from amopo.cli.data_options import check_choice, check_paths, score_options, source_options
 from amopo.cli.inputs import read_scales
 from amopo.cli.options import Option, Settings
@@ -40,7 +41,7 @@ def run(settings: Settings) -> None:
     check_target(target, force=settings.force, source=source)
     scales = read_scales(settings.scales)
     report = ReadReport()
-    with console.counter("rows") as count:
+    with counter(console, "rows") as count:
         objectives = settings.objectives or _all_objectives(source, scales, settings.format, count)
         records = iter_records(
             source, objectives=objectives, scales=scales, format=settings.format, report=report, on_rows=count

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amopo.cli.console import Console
+from amopo.cli.counter import counter
 from amopo.cli.data_options import check_paths, score_options, source_options
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import read_scales
@@ -40,13 +41,13 @@ def options() -> list[Option]:
 
 
 def run(settings: Settings) -> None:
-    console = Console(quiet=settings.quiet, plain_to=sys.stderr if settings.json else None)
+    console = Console(quiet=settings.quiet)
     (path,) = check_paths(settings, "FILE")
     get_template(settings.template)
     if settings.sample < 1:
         raise UsageError(f"--sample: at least 1 is needed, not {settings.sample}")
     measure = WordMeasure() if settings.tokenizer is None else _load_measure(settings.tokenizer)
-    with console.counter("rows") as count:
+    with counter(console, "rows", plain_to=sys.stderr if settings.json else None) as count:
         found = inspect_file(
             path,
             objectives=settings.objectives,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amopo.cli.console import Console
+from amopo.cli.counter import counter
 from amopo.cli.data_options import check_paths, source_options
 from amopo.cli.errors import UsageError
 from amopo.cli.options import Option, Settings
@@ -39,7 +40,7 @@ def run(settings: Settings) -> None:
         check_target(target, force=settings.force, source=source)
     if train.absolute() == evaluation.absolute():
         raise UsageError(f"--train and --eval both name {train}")
-    with console.counter("rows") as count:
+    with counter(console, "rows") as count:
         report = split_file(
             source,
             train,

@@ -45,8 +45,7 @@ def run(settings: Settings) -> None:
     check_choices(settings)
     if parse_scratch(settings.model) is not None:
         raise UsageError(f"--model: {settings.model} names an untrained model; give a folder or a Hub name")
-    with console.counter("rows") as count:
-        inputs = read(settings, eval_fraction=0.0, on_rows=count)
+    inputs = read(settings, eval_fraction=0.0)
     if settings.generate:
         _check_tasks(settings, inputs)
     if settings.out is not None:

@@ -6,7 +6,7 @@ what was read, skipped and held out. Evaluation data is a file of its own, or a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,13 +81,12 @@ def read_inputs(
     strategy: str = "best_worst",
     score_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
-    on_rows: Callable[[int], None] | None = None,
 ) -> Inputs:
     left_out: list[str] = []
 
     def read(path: str) -> list[PreferenceRecord]:
         report = ReadReport()
-        found = read_records(path, objectives=objectives, scales=scales, format=format, report=report, on_rows=on_rows)
+        found = read_records(path, objectives=objectives, scales=scales, format=format, report=report)
         if not report.is_complete:
             left_out.append(f"{path}: {report}")
         return found

@@ -125,14 +125,8 @@ def run(settings: Settings) -> None:
     console = Console(quiet=settings.quiet)
     check_choices(settings)
     args = make_config(settings)
-    with console.stage("read"), console.counter("rows") as count:
-        inputs = read(
-            settings,
-            eval_data=settings.eval_data,
-            eval_fraction=settings.eval_fraction,
-            seed=args.seed,
-            on_rows=count,
-        )
+    with console.stage("read"):
+        inputs = read(settings, eval_data=settings.eval_data, eval_fraction=settings.eval_fraction, seed=args.seed)
     for line in inputs.lines():
         console.say(line)
     quiet_libraries(settings)
