@@ -21,9 +21,9 @@ from amopo.cli.options import parse
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("amopo.cli.train", "align a model to several objectives, from a preference file"),
     "eval": ("amopo.cli.evaluate", "margins and accuracies of a model on a preference file, or its scores on tasks"),
+    "data": ("amopo.cli.data", "inspect, convert, split and annotate preference data"),
     "doctor": ("amopo.cli.doctor", "compare packed rows with separate forwards on a model, device and precision"),
     "env": ("amopo.cli.env", "versions, devices, and which implementation of each operation runs"),
-    "data": ("amopo.cli.data", "work on preference files: annotate"),
     "demo": ("amopo.cli.demo", "the whole way on generated tasks, in a few minutes on a CPU"),
 }
 

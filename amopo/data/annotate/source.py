@@ -3,9 +3,8 @@
     source = Source("data.jsonl", objective="instruction_following", scale=Scale(0, 4), existing="refuse", limit=None)
     for entry in source: entry.prompt, entry.texts, entry.wanted, entry.row
 
-Each iteration reads the file anew. Grouped rows keep every field, so a response may lack scores, or have no "scores"
-at all, and a prompt may have one response. Other formats come through `read_records` and become grouped rows with the
-objectives that their scales are known for.
+Each iteration reads the file anew, as a stream. Grouped rows keep every field, so a response may lack scores, or have
+no "scores" at all, and a prompt may have one response. Other forms become grouped rows with all their scores.
 
 `existing` is for responses that have a score of the objective: "refuse" them by line, "keep" the score and ask only
 for those that lack it, or "replace" all. A record that declares another scale for the objective is refused unless its
@@ -21,11 +20,11 @@ from itertools import islice
 from os import PathLike
 from typing import Any
 
-from amopo.data.jsonl import read_json_lines
 from amopo.data.prompts import parse_prompt
-from amopo.data.readers import FORMATS, read_records
-from amopo.data.scales import KNOWN_SCALES, as_scales
-from amopo.data.schema import DataError, Message, PreferenceRecord, Scale, check_text, is_finite_number
+from amopo.data.readers import FORMATS, RawRecord, detect, read_raw
+from amopo.data.scales import as_scales
+from amopo.data.schema import DataError, Message, Scale, check_text, is_finite_number
+from amopo.data.sources import open_source
 
 EXISTING = ("refuse", "keep", "replace")
 
@@ -77,17 +76,13 @@ class Source:
             yield entry
 
     def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        rows = iter(read_json_lines(self.path))
-        first = next(rows)
-        if self.format == "grouped" or (self.format == "auto" and "responses" in first[1]):
-            yield first
-            yield from rows
+        source = open_source(self.path)
+        form = self.format if self.format != "auto" else detect(source, next(source.rows()))
+        if form == "grouped":
+            yield from source.rows()
             return
-        scored = [name for name, value in first[1].items() if name in KNOWN_SCALES and is_finite_number(value)]
-        # With none, the reader says what it makes of the file.
-        for record in read_records(self.path, objectives=scored or ["helpfulness"], format=self.format):
-            line = record.source.rpartition(":")[2]
-            yield int(line) if line.isdigit() else 0, grouped_row(record)
+        for raw in read_raw(source, form)[1]:
+            yield raw.row, grouped_row(raw)
 
     def _entry(self, row: Mapping[str, Any], source: str) -> Entry:
         for key in ("prompt", "responses"):
@@ -130,12 +125,13 @@ class Source:
         return False
 
 
-def grouped_row(record: PreferenceRecord) -> dict[str, Any]:
-    """A record as a row of the grouped form."""
-    return {
-        "id": record.id,
-        "prompt": [dict(message) for message in record.prompt],
-        "responses": [{"text": response.text, "scores": dict(response.scores)} for response in record.responses],
-        "scales": {name: [scale.low, scale.high] for name, scale in record.scales.items()},
-        **record.extra,
-    }
+def grouped_row(raw: RawRecord) -> dict[str, Any]:
+    """A record of another form as a row of the grouped one, with whatever it scores in numbers."""
+    responses = [
+        {"text": r.text, "scores": {name: value for name, value in r.scores.items() if is_finite_number(value)}}
+        for r in raw.responses
+    ]
+    row = {"prompt": raw.prompt, "responses": responses, **raw.extra}
+    if scales := as_scales(raw.scales):
+        row["scales"] = {name: [scale.low, scale.high] for name, scale in scales.items()}
+    return row if raw.id is None else {"id": raw.id, **row}

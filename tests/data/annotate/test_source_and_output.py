@@ -157,6 +157,35 @@ def test_other_formats_become_grouped_records(scored, write):
     ]
 
 
+def test_pairs_become_grouped_records_with_all_their_scores(scored, write):
+    trl = {
+        "prompt": [{"role": "user", "content": "p"}],
+        "chosen": [{"role": "assistant", "content": "a 4"}],
+        "rejected": [{"role": "assistant", "content": "b 1"}],
+        "chosen_scores": {"helpfulness": 3, "mine": 0.5},
+        "rejected_scores": {"helpfulness": 1, "mine": 0.25},
+        "scales": {"mine": [0, 1]},
+    }
+    released = {
+        "prompt": "q",
+        "chosen": {"response": "c 3", "helpfulness": "4", "correctness": "3"},
+        "rejected": {"response": "d 0", "helpfulness": "2", "correctness": "0"},
+    }
+    (one,) = read_records(
+        scored(write([trl], "trl.jsonl"), "a.jsonl")[0], objectives=("helpfulness", "mine", OBJECTIVE)
+    )
+    assert [dict(r.scores) for r in one.responses] == [
+        {"helpfulness": 3, "mine": 0.5, OBJECTIVE: 4},
+        {"helpfulness": 1, "mine": 0.25, OBJECTIVE: 1},
+    ]
+    two = scored(write([released], "released.jsonl"), "b.jsonl")[0]
+    (two,) = read_records(two, objectives=("helpfulness", "correctness", OBJECTIVE))
+    assert [dict(r.scores) for r in two.responses] == [
+        {"helpfulness": 4, "correctness": 3, OBJECTIVE: 3},
+        {"helpfulness": 2, "correctness": 0, OBJECTIVE: 0},
+    ]
+
+
 def test_one_response_and_no_scores_are_enough(write):
     path = write([{"prompt": "p", "responses": [{"text": "t"}]}])
     (entry,) = source(path)
