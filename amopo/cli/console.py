@@ -7,6 +7,7 @@ when it is not. Quiet says nothing. `stage(name)` adds the seconds of a block to
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ class Bar:
         self._quiet = quiet
         self._started = self._last_line = time.monotonic()
         self._tqdm = None
-        if interactive and not quiet:
+        # tqdm comes with transformers; a command that needs torch alone writes lines without it
+        if interactive and not quiet and importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm
 
             self._tqdm = tqdm(desc=title, file=sys.stderr, dynamic_ncols=True, leave=True)

@@ -50,7 +50,8 @@ def run(settings: Settings) -> None:
         _check_tasks(settings, inputs)
     if settings.out is not None:
         _check_parent(settings.out)
-    console.say(f"data: {inputs.train.report}")
+    for line in (*inputs.left_out, f"data: {inputs.train.report}"):
+        console.say(line)
     quiet_libraries(settings)
     model, tokenizer = load(settings.model, dtype=settings.dtype)
     found = {

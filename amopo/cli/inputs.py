@@ -16,6 +16,7 @@ from amopo.data import (
     Pair,
     PairReport,
     PreferenceRecord,
+    ReadReport,
     Scale,
     build_pairs,
     parse_scales,
@@ -38,9 +39,10 @@ class Inputs:
     train: Part
     evaluation: Part
     scales: dict[str, Scale]
+    left_out: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        found = [f"training data: {self.train.report}"]
+        found = [*self.left_out, f"training data: {self.train.report}"]
         if self.evaluation.report is None:
             return [*found, "evaluation data: none, so there will be no before and after"]
         return [*found, f"evaluation data: {self.evaluation.report}"]
@@ -80,9 +82,18 @@ def read_inputs(
     score_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
 ) -> Inputs:
-    records = read_records(data, objectives=objectives, scales=scales, format=format)
+    left_out: list[str] = []
+
+    def read(path: str) -> list[PreferenceRecord]:
+        report = ReadReport()
+        found = read_records(path, objectives=objectives, scales=scales, format=format, report=report)
+        if not report.is_complete:
+            left_out.append(f"{path}: {report}")
+        return found
+
+    records = read(data)
     if eval_data is not None:
-        train, held_out = records, read_records(eval_data, objectives=objectives, scales=scales, format=format)
+        train, held_out = records, read(eval_data)
     else:
         train, held_out = split_records(records, eval_fraction=eval_fraction, seed=seed)
     found_scales = scales_of([*train, *held_out])
@@ -98,4 +109,4 @@ def read_inputs(
             raise DataError(f"{name} data: {error}") from None
         return Part(chosen_records, pairs, report)
 
-    return Inputs(part("training", train), part("evaluation", held_out), found_scales)
+    return Inputs(part("training", train), part("evaluation", held_out), found_scales, left_out)

@@ -78,7 +78,7 @@ def data_options() -> list[Option]:
     """What `amopo train` and `amopo eval` share."""
     return [
         Option("model", str, "folder, Hub name, or scratch:tiny for a new small model", metavar="M", required=True),
-        Option("data", str, "JSONL file of prompts with scored responses", metavar="FILE", required=True),
+        Option("data", str, "prompts with scored responses: a file, or hf:owner/name", metavar="FILE", required=True),
         Option("objectives", list[str], "names of the objectives: a,b,c", metavar="A,B,C", required=True),
         Option("scales", dict | str | None, "scale of each objective", default=None, metavar="A=1:6,B=0:4"),
         Option("format", str, f"of the file: {', '.join(FORMATS)}", default="auto", important=False),

@@ -8,7 +8,7 @@ samples, report = tokenize_pairs(pairs, tokenizer, objectives=("helpfulness", "c
 
 from amopo.data.chat import ChatEncoder
 from amopo.data.pairs import PairReport, build_pairs
-from amopo.data.readers import read_records
+from amopo.data.readers import ReadReport, iter_records, read_records, scan_scores
 from amopo.data.scales import KNOWN_SCALES, parse_scales, resolve_scales, scales_of
 from amopo.data.schema import DataError, Message, Pair, PreferenceRecord, Response, Scale
 from amopo.data.split import split_records
@@ -23,12 +23,14 @@ __all__ = [
     "Pair",
     "PairReport",
     "PreferenceRecord",
+    "ReadReport",
     "Response",
     "Scale",
     "Template",
     "TokenizationReport",
     "build_pairs",
     "get_template",
+    "iter_records",
     "list_templates",
     "parse_scales",
     "read_records",
@@ -36,6 +38,7 @@ __all__ = [
     "render_prompts",
     "resolve_scales",
     "scales_of",
+    "scan_scores",
     "split_records",
     "tokenize_pairs",
 ]

@@ -22,12 +22,12 @@ from typing import Any, TypedDict
 class DataError(ValueError):
     """Input data that cannot be used. The message starts with the file and the line where they are known."""
 
-    def __init__(self, message: str, *, file: object = None, line: int | None = None) -> None:
+    def __init__(self, message: str, *, file: object = None, line: int | None = None, unit: str = "line") -> None:
         self.file = None if file is None else str(file)
         self.line = line
         place = [] if file is None else [self.file]
         if line is not None:
-            place.append(f"line {line}")
+            place.append(f"{unit} {line}")  # "row" where a file has no lines
         super().__init__(f"{', '.join(place)}: {message}" if place else message)
 
 
