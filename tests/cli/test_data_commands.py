@@ -323,3 +323,27 @@ def test_a_quiet_counter_says_nothing_and_lines_can_go_elsewhere(clock, capsys):
         count(100)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("rows: 100, 60 s")
+
+
+def test_on_a_terminal_a_bar_follows_the_count_through_both_passes(monkeypatch):
+    tqdm = pytest.importorskip("tqdm")
+    bars, positions = [], []
+
+    class Recorded(tqdm.tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False})
+            bars.append(options)
+
+        def update(self, n=1):
+            shown = super().update(n)
+            positions.append(self.n)
+            return shown
+
+    monkeypatch.setattr(tqdm, "tqdm", Recorded)
+    console = Console()
+    console.interactive = True
+    with counter(console, "rows") as count:
+        for done in (100, 200, 100, 250):
+            count(done)
+    assert positions == [100, 200, 100, 250]
+    assert bars[0]["delay"] == PATIENCE and bars[0]["leave"] is False
