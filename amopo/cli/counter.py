@@ -36,12 +36,12 @@ class _Bar:
     def __init__(self, title: str) -> None:
         from tqdm import tqdm
 
-        self._tqdm: Any = tqdm(desc=title, unit="", file=sys.stderr, dynamic_ncols=True, leave=False, delay=PATIENCE)
+        # miniters=0: by time alone, so that a second pass shows at once
+        shown = {"unit": "", "leave": False, "delay": PATIENCE, "miniters": 0, "dynamic_ncols": True}
+        self._tqdm: Any = tqdm(desc=title, file=sys.stderr, **shown)
 
     def update(self, done: int) -> None:
-        if done < self._tqdm.n:
-            self._tqdm.n = 0
-        self._tqdm.update(done - self._tqdm.n)
+        self._tqdm.update(done - self._tqdm.n)  # tqdm goes back, too
 
     def close(self) -> None:
         self._tqdm.close()

@@ -10,6 +10,7 @@ import pytest
 from amopo.cli import data as data_command
 from amopo.cli.console import Console
 from amopo.cli.counter import PATIENCE, counter
+from amopo.cli.inputs import read_inputs
 from amopo.data import build_pairs, read_records, split_records
 
 pytest.importorskip("transformers")
@@ -217,25 +218,21 @@ def as_released(row):
     return {"id": row["id"], "prompt": row["prompt"], "scales": row["scales"], **made}
 
 
-def test_every_form_trains_to_the_same_numbers(amopo, small, write, rows, tmp_path):
+def test_train_and_eval_take_every_form(amopo, small, write, rows, tmp_path):
     """The same pairs in three forms, one of them an array, one compressed."""
     plain = rows(12)
     array, packed = tmp_path / "array.json", tmp_path / "trl.gz"
     array.write_text(json.dumps([as_released(row) for row in plain]))
     packed.write_bytes(gzip.compress("".join(json.dumps(as_trl(row)) + "\n" for row in plain).encode()))
-    results = []
-    for path in (write(plain), array, packed):
-        out = tmp_path / f"out-{path.name}"
-        flags = ["--objectives=a,b", "--output-dir", out, "--max-steps=1", "--quiet"]
-        outcome = amopo("train", *small, "--data", path, *flags)
-        assert outcome.status == 0, outcome.err
-        metrics = json.loads((out / "metrics.json").read_text())
-        results.append((metrics["preferences"], metrics["data"]))
-    assert results[0] == results[1] == results[2]
-    outcome = amopo(
-        "eval", "--model", out, "--data", array, "--objectives=a,b", "--template=brief", "--out", tmp_path / "e.json"
-    )
-    assert outcome.status == 0 and "data: 12 pairs" in outcome.out
+    read = [read_inputs(str(path), objectives=["a", "b"]) for path in (write(plain), array, packed)]
+    for inputs in read[1:]:
+        assert inputs.train.pairs == read[0].train.pairs and inputs.evaluation.pairs == read[0].evaluation.pairs
+        assert inputs.scales == read[0].scales and len(inputs.train.pairs) == 11
+    out = tmp_path / "out"
+    outcome = amopo("train", *small, "--data", array, "--objectives=a,b", "--output-dir", out, "--max-steps=1")
+    assert outcome.status == 0 and "training data: 11 pairs from 11 prompts" in outcome.out, outcome.err
+    outcome = amopo("eval", "--model", out, "--data", packed, "--objectives=a,b", "--template=brief")
+    assert outcome.status == 0 and "data: 12 pairs from 12 prompts" in outcome.out, outcome.err
 
 
 def test_training_says_what_has_no_rating(amopo, small, write, tmp_path):
@@ -326,3 +323,27 @@ def test_a_quiet_counter_says_nothing_and_lines_can_go_elsewhere(clock, capsys):
         count(100)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("rows: 100, 60 s")
+
+
+def test_on_a_terminal_a_bar_follows_the_count_through_both_passes(monkeypatch):
+    tqdm = pytest.importorskip("tqdm")
+    bars, positions = [], []
+
+    class Recorded(tqdm.tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False})
+            bars.append(options)
+
+        def update(self, n=1):
+            shown = super().update(n)
+            positions.append(self.n)
+            return shown
+
+    monkeypatch.setattr(tqdm, "tqdm", Recorded)
+    console = Console()
+    console.interactive = True
+    with counter(console, "rows") as count:
+        for done in (100, 200, 100, 250):
+            count(done)
+    assert positions == [100, 200, 100, 250]
+    assert bars[0]["delay"] == PATIENCE and bars[0]["leave"] is False

@@ -89,6 +89,13 @@ def test_the_implicit_prompt_of_plain_text_is_what_both_begin_with(write_jsonl, 
     assert shown(record)[0] == [prompt] and tuple(r.text for r in record.responses) == answers
 
 
+def test_the_last_message_is_the_answer_even_where_all_are_the_same(write_jsonl):
+    """Such a pair is counted as identical later; as a row it is no mistake."""
+    turns = [user("Is snow cold?"), assistant("yes")]
+    (record,) = read(write_jsonl(trl(turns, turns, prompt=None)))
+    assert shown(record) == (["Is snow cold?"], [("yes", GOOD), ("yes", POOR)])
+
+
 def test_trl_rows_can_declare_scales(write_jsonl):
     row = trl(chosen_scores={"wit": 9}, rejected_scores={"wit": 2}, scales={"wit": [1, 10]})
     (record,) = read(write_jsonl(row), ["wit"])

@@ -83,6 +83,14 @@ def test_a_broken_array_is_named_by_its_row(write_json, text, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1 << 20])
+def test_what_is_no_object_is_skipped_as_a_whole(write_json, rows, chunk, monkeypatch):
+    monkeypatch.setattr(json_array, "CHUNK", chunk)
+    errors = []
+    found = list(open_source(write_json([12345, rows[0], "text", [1, 2], rows[1]])).rows(errors.append))
+    assert found == [(2, rows[0]), (5, rows[1])] and [error.line for error in errors] == [1, 3, 4]
+
+
 def test_an_array_that_is_not_utf8(tmp_path):
     path = tmp_path / "data.json"
     path.write_bytes(b'[{"a": 1}, {"a": "K\xf6ln"}]')
