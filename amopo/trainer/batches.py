@@ -5,8 +5,9 @@ Contract
 `read_samples(dataset, ...)` checks a sequence of `TokenizedSample` once and returns a `SampleTable` with the packed
 length of each and a fingerprint of all. It raises, naming the sample, for: no samples, another K than the objectives,
 a sample larger than the token budget, token ids beyond the vocabulary, ids that occur twice (the weights' noise is
-keyed by them), fewer samples than ranks, a sequence with more tokens than the model has positions. Rotary positions
-have no end: sequences beyond the length that the model was made for are a warning.
+keyed by them), samples with signs where `orientation` is "overall", fewer samples than ranks, a sequence with more
+tokens than the model has positions. Rotary positions have no end: sequences beyond the length that the model was made
+for are a warning.
 
 `PackedLoader` is a torch DataLoader over such a table. Each batch is a dictionary: `input_ids` and `position_ids`
 [1, T], `amopo_layout`, `amopo_sample_ids` int64 [B], `amopo_num_samples` (B, or 0 for a filler, which counts for
@@ -41,6 +42,23 @@ class Positions:
     is_table: bool = False
 
 
+PER_OBJECTIVE = "per_objective"
+ORIENTATIONS = ("overall", PER_OBJECTIVE)
+_HAS_SIGNS = (
+    "has signs, so its objectives prefer different responses, but orientation='overall' trains one winner for all; set "
+    "orientation='per_objective', or make the samples without signs"
+)
+
+
+def _warn_without_signs(name: str, oriented: int, orientation: str) -> None:
+    if orientation == PER_OBJECTIVE and not oriented:
+        logger.warning(
+            "%s: orientation='per_objective', but no sample has a sign other than +1: every objective prefers the "
+            "chosen response, or the samples were made without signs",
+            name,
+        )
+
+
 @dataclass(frozen=True)
 class SampleTable:
     """Checked samples, their packed lengths and rows of the head, a fingerprint of ids and tokens in their order."""
@@ -65,6 +83,7 @@ def read_samples(
     world_size: int = 1,
     sharing: str = "pair",
     positions: Positions = Positions(),
+    orientation: str = "overall",
 ) -> SampleTable:
     """Check all samples of a dataset (called `name` in messages), in one pass."""
     if isinstance(dataset, Mapping):
@@ -85,6 +104,7 @@ def read_samples(
     rows: list[int] = []
     seen: dict[int, int | str] = {}
     longest, longest_id = 0, None
+    oriented = 0
     digest = hashlib.blake2b(digest_size=16)
     for index in range(len(dataset)):
         sample = dataset[index]
@@ -95,6 +115,9 @@ def read_samples(
                 f"{name}: sample {sample.id!r} has {sample.num_objectives} prompts, but there are {num_objectives} "
                 "objectives; write one prompt per objective"
             )
+        oriented += sample.signs is not None
+        if oriented and orientation != PER_OBJECTIVE:
+            raise ValueError(f"{name}: sample {sample.id!r} {_HAS_SIGNS}")
         size = packed_size(sample, sharing=sharing)
         length = size.tokens
         if length > tokens_per_batch:
@@ -129,6 +152,9 @@ def read_samples(
         digest.update(repr(sample.id).encode())
         for sequence in sequences:
             digest.update(array.array("q", [len(sequence), *sequence]).tobytes())
+        if sample.signs is not None:
+            digest.update(repr(sample.signs).encode())
+    _warn_without_signs(name, oriented, orientation)
     if positions.count is not None and longest > positions.count:
         logger.warning(
             "%s: the longest sequence (sample %r) has %d tokens, more than the %d positions that the model was made "

@@ -47,6 +47,7 @@ class Loaders:
             world_size=self.args.world_size,
             sharing=self.args.sharing,
             positions=self.positions,
+            orientation=self.args.orientation,
         )
 
     def plan_run(self) -> None:
