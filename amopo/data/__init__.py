@@ -7,29 +7,36 @@ samples, report = tokenize_pairs(pairs, tokenizer, objectives=("helpfulness", "c
 """
 
 from amopo.data.chat import ChatEncoder
-from amopo.data.pairs import PairReport, build_pairs
+from amopo.data.overall import add_overall, overall_weights, with_overall
+from amopo.data.pairs import ORIENTATIONS, PairMaker, PairReport, build_pairs
 from amopo.data.readers import read_records
 from amopo.data.scales import KNOWN_SCALES, parse_scales, resolve_scales, scales_of
 from amopo.data.schema import DataError, Message, Pair, PreferenceRecord, Response, Scale
 from amopo.data.split import split_records
-from amopo.data.templates import Template, get_template, list_templates, register_template
-from amopo.data.tokenize import TokenizationReport, render_prompts, tokenize_pairs
+from amopo.data.templates import Template, get_template, list_templates, load_template, register_template
+from amopo.data.tokenize import PairTokenizer, TokenizationReport, render_prompts, tokenize_pairs
 
 __all__ = [
     "KNOWN_SCALES",
+    "ORIENTATIONS",
     "ChatEncoder",
     "DataError",
     "Message",
     "Pair",
+    "PairMaker",
     "PairReport",
+    "PairTokenizer",
     "PreferenceRecord",
     "Response",
     "Scale",
     "Template",
     "TokenizationReport",
+    "add_overall",
     "build_pairs",
     "get_template",
     "list_templates",
+    "load_template",
+    "overall_weights",
     "parse_scales",
     "read_records",
     "register_template",
@@ -38,4 +45,5 @@ __all__ = [
     "scales_of",
     "split_records",
     "tokenize_pairs",
+    "with_overall",
 ]

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from amopo.data.pairs import PER_OBJECTIVE
 from amopo.packing.batching import TokenBudgetBatchSampler
 from amopo.packing.pack import pack, packed_size
 from amopo.packing.sample import TokenizedSample, sample_id_to_int64
@@ -42,8 +43,6 @@ class Positions:
     is_table: bool = False
 
 
-PER_OBJECTIVE = "per_objective"
-ORIENTATIONS = ("overall", PER_OBJECTIVE)
 _HAS_SIGNS = (
     "has signs, so its objectives prefer different responses, but orientation='overall' trains one winner for all; set "
     "orientation='per_objective', or make the samples without signs"

@@ -26,8 +26,8 @@ from transformers import TrainingArguments
 
 from amopo import objectives as objective_registry
 from amopo import weights as weight_registry
+from amopo.data.pairs import ORIENTATIONS
 from amopo.packing.trie import check_sharing
-from amopo.trainer.batches import ORIENTATIONS
 
 FIXED = "fixed"
 POOLED = ("union", "sum")
