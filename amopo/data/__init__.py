@@ -6,6 +6,7 @@ pairs, report = build_pairs(train, objectives=("helpfulness", "correctness"))
 samples, report = tokenize_pairs(pairs, tokenizer, objectives=("helpfulness", "correctness"), scales=scales_of(train))
 """
 
+from amopo.data.cache import cache_folder, cached_samples
 from amopo.data.chat import ChatEncoder
 from amopo.data.overall import add_overall, overall_weights, with_overall
 from amopo.data.pairs import ORIENTATIONS, PairMaker, PairReport, build_pairs
@@ -33,6 +34,8 @@ __all__ = [
     "TokenizationReport",
     "add_overall",
     "build_pairs",
+    "cache_folder",
+    "cached_samples",
     "get_template",
     "list_templates",
     "load_template",

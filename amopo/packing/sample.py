@@ -20,6 +20,7 @@ Whether ids fit a model's vocabulary is not known here; the trainer checks that.
 
 from __future__ import annotations
 
+import array
 import hashlib
 import operator
 from collections.abc import Iterable
@@ -113,3 +114,12 @@ class TokenizedSample:
     def num_objectives(self) -> int:
         """K, the number of prompts."""
         return len(self.prompts)
+
+
+def add_to_fingerprint(digest: hashlib.blake2b, sample: TokenizedSample) -> None:
+    """Add what a sample holds to a digest of samples in their order: id, tokens, signs."""
+    digest.update(repr(sample.id).encode())
+    for sequence in (*sample.prompts, sample.chosen, sample.rejected):
+        digest.update(array.array("q", [len(sequence), *sequence]).tobytes())
+    if sample.signs is not None:
+        digest.update(repr(sample.signs).encode())

@@ -16,8 +16,9 @@ import torch
 
 from amopo.packing.batching import TokenBudgetBatchSampler
 from amopo.packing.sample import TokenizedSample
-from amopo.trainer.batches import PackedLoader, Positions, SampleTable, plan_training, read_samples
+from amopo.trainer.batches import PackedLoader, plan_training
 from amopo.trainer.config import AMoPOConfig
+from amopo.trainer.samples import Positions, SampleTable, read_samples
 
 
 class Loaders:
