@@ -148,6 +148,8 @@ OBJECTIVE = {
         ({"starts": torch.tensor([0, 2])}, ValueError, r"starts must be \[B, K, 2\]"),
         ({"weights": "random"}, ValueError, "gaussian, mean, uniform or given, got 'random'"),
         ({"weights": "gaussian", "sample_ids": torch.zeros(3, dtype=torch.int64)}, ValueError, "sample_ids must be"),
+        ({"present": torch.ones(1, 2, dtype=torch.bool)}, ValueError, r"present must be a contiguous tensor \[1, 1\]"),
+        ({"present": torch.ones(1, 1)}, TypeError, "present must be bool"),
         ({"pooled": "both"}, ValueError, "pooled must be union or sum, got 'both'"),
         ({"logps": torch.zeros(6, dtype=torch.float64)}, TypeError, "logps must be"),
     ],
