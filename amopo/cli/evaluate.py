@@ -14,10 +14,10 @@ from typing import Any
 from amopo.cli.console import Console
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
+from amopo.cli.job import tokenize
 from amopo.cli.models import load, need
 from amopo.cli.options import Option, Settings
-from amopo.cli.train import check_choices, data_options, quiet_libraries, read
-from amopo.data import tokenize_pairs
+from amopo.cli.train import check_choices, data_options, objectives_of, quiet_libraries, read
 from amopo.data.verifiable import OBJECTIVES, task_from_record
 from amopo.packing.trie import SHARING
 from amopo.trainer.scratch import parse_scratch
@@ -57,9 +57,9 @@ def run(settings: Settings) -> None:
     found = {
         "model": settings.model,
         "data": settings.data,
-        "preferences": _preferences(settings, inputs, model, tokenizer),
+        "preferences": _preferences(settings, inputs, model, tokenizer, console),
     }
-    _print_preferences(found["preferences"], settings.objectives)
+    _print_preferences(found["preferences"], objectives_of(settings))
     if settings.generate:
         found["generation"] = _generation(settings, inputs, model, tokenizer, console)
         _print_generation(found["generation"], settings.objectives)
@@ -81,13 +81,15 @@ def _check_parent(path: str) -> None:
         raise UsageError(f"--out: the folder of {path} does not exist")
 
 
-def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any) -> dict[str, float]:
+def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any, console: Console) -> dict[str, float]:
     from amopo.evaluation.preferences import preference_metrics
 
-    samples, _ = tokenize_pairs(
+    samples, _ = tokenize(
         inputs.train.pairs,
         tokenizer,
-        objectives=settings.objectives,
+        console,
+        cache=not settings.no_cache,
+        objectives=objectives_of(settings),
         scales=inputs.scales,
         template=settings.template,
         max_prompt_length=settings.max_prompt_length,
@@ -96,7 +98,8 @@ def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any)
     return preference_metrics(
         model,
         samples,
-        objectives=settings.objectives,
+        objectives=objectives_of(settings),
+        orientation=settings.orientation,
         beta=settings.beta,
         tokens_per_batch=settings.tokens_per_batch,
         sharing=settings.sharing,

@@ -18,11 +18,14 @@ from amopo.data import (
     PreferenceRecord,
     ReadReport,
     Scale,
+    add_overall,
     build_pairs,
+    overall_weights,
     parse_scales,
     read_records,
     scales_of,
     split_records,
+    with_overall,
 )
 from amopo.data.scales import as_scales
 
@@ -79,6 +82,9 @@ def read_inputs(
     scales: Mapping[str, Scale] | None = None,
     format: str = "auto",
     strategy: str = "best_worst",
+    pairs_per_prompt: int | None = None,
+    orientation: str = "overall",
+    overall: bool = False,
     score_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
 ) -> Inputs:
@@ -97,13 +103,24 @@ def read_inputs(
     else:
         train, held_out = split_records(records, eval_fraction=eval_fraction, seed=seed)
     found_scales = scales_of([*train, *held_out])
+    if overall:
+        made_of = {"objectives": objectives, "scales": found_scales, "weights": score_weights}
+        train, held_out = add_overall(train, **made_of), add_overall(held_out, **made_of)
+        objectives, found_scales = with_overall(objectives), scales_of([*train, *held_out])
+        score_weights = overall_weights(objectives)
 
     def part(name: str, chosen_records: list[PreferenceRecord]) -> Part:
         if not chosen_records:
             return Part()
         try:
             pairs, report = build_pairs(
-                chosen_records, objectives=objectives, scales=found_scales, weights=score_weights, strategy=strategy
+                chosen_records,
+                objectives=objectives,
+                scales=found_scales,
+                weights=score_weights,
+                strategy=strategy,
+                pairs_per_prompt=pairs_per_prompt,
+                orientation=orientation,
             )
         except DataError as error:
             raise DataError(f"{name} data: {error}") from None

@@ -13,10 +13,12 @@ Everything that can be wrong with the input raises before training. A run from s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
 from amopo.cli.models import add_lora, fresh, load
-from amopo.data import Pair, TokenizationReport, tokenize_pairs
+from amopo.data import Pair, PairTokenizer, TokenizationReport, cached_samples
 from amopo.evaluation.preferences import silence, without_prefix
 from amopo.packing import TokenizedSample
 from amopo.trainer.scratch import parse_scratch
@@ -34,6 +36,7 @@ from amopo_kernels.workspace import workspace_bytes
 
 METRICS_FILE = "metrics.json"
 IMITATION_FOLDER = "imitation"
+SILENT_SECONDS = 2.0  # what is done sooner needs no progress bar
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Job:
     resume: str | bool | None = None
     lora_r: int | None = None
     lora_alpha: float | None = None
+    cache: bool = False
     imitation: Imitation = dataclasses.field(default_factory=Imitation)
     measure: Callable[[Any, Any], Mapping[str, Any]] | None = None
 
@@ -70,12 +74,12 @@ class Job:
 def run_job(job: Job, console: Console) -> dict[str, Any]:
     with console.stage("load"):
         model, tokenizer = _prepare_model(job, console)
-    train, report = _tokenize(job, job.inputs.train.pairs, tokenizer)
+    train, report = _tokenize(job, job.inputs.train.pairs, tokenizer, console)
     console.say(f"training tokens: {report}")
     data = {"training": {"pairs": job.inputs.train.report, "tokens": report}}
-    evaluation: list[TokenizedSample] = []
+    evaluation: Sequence[TokenizedSample] = []
     if job.inputs.evaluation.pairs:
-        evaluation, report = _tokenize(job, job.inputs.evaluation.pairs, tokenizer)
+        evaluation, report = _tokenize(job, job.inputs.evaluation.pairs, tokenizer, console)
         console.say(f"evaluation tokens: {report}")
         data["evaluation"] = {"pairs": job.inputs.evaluation.report, "tokens": report}
     trainer = _make_trainer(job, model, tokenizer, train, evaluation, console)
@@ -172,10 +176,37 @@ def _imitate(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str
     return {"demonstrations": len(rows), **dataclasses.asdict(options), **dataclasses.asdict(result)}
 
 
-def _tokenize(job: Job, pairs: list[Pair], tokenizer: Any) -> tuple[list[TokenizedSample], TokenizationReport]:
-    return tokenize_pairs(
+def tokenize(
+    pairs: Sequence[Pair], tokenizer: Any, console: Console, *, cache: bool, **settings: Any
+) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
+    """Samples in mapped files where they are cached, else as a list; `settings` as for `tokenize_pairs`."""
+    with console.stage("tokenise"), contextlib.ExitStack() as stack:
+        started, bars = time.monotonic(), []
+
+        def show(done: int) -> None:
+            if not bars and time.monotonic() - started > SILENT_SECONDS:
+                bars.append(stack.enter_context(console.bar("tokenise")))
+            if bars and (done % 100 == 0 or done == len(pairs)):
+                bars[0].update(done, len(pairs))
+
+        if cache:
+            return cached_samples(pairs, tokenizer, on_sample=show, **settings)
+        run = PairTokenizer(tokenizer, **settings)
+        samples = []
+        for sample in run.samples(pairs):
+            samples.append(sample)
+            show(len(samples))
+        return samples, run.report()
+
+
+def _tokenize(
+    job: Job, pairs: Sequence[Pair], tokenizer: Any, console: Console
+) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
+    return tokenize(
         pairs,
         tokenizer,
+        console,
+        cache=job.cache,
         objectives=job.args.objectives,
         scales=job.inputs.scales,
         template=job.template,
@@ -188,8 +219,8 @@ def _make_trainer(
     job: Job,
     model: Any,
     tokenizer: Any,
-    train: list[TokenizedSample],
-    evaluation: list[TokenizedSample],
+    train: Sequence[TokenizedSample],
+    evaluation: Sequence[TokenizedSample],
     console: Console,
 ) -> Any:
     from amopo.cli.callback import make_callback
@@ -199,7 +230,7 @@ def _make_trainer(
         model,
         job.args,
         train_dataset=train,
-        eval_dataset=evaluation or None,
+        eval_dataset=evaluation if len(evaluation) else None,
         processing_class=tokenizer,
         callbacks=[make_callback(console)],
     )
@@ -209,7 +240,7 @@ def _make_trainer(
     return trainer
 
 
-def _check_budget(job: Job, model: Any, samples: list[TokenizedSample]) -> None:
+def _check_budget(job: Job, model: Any, samples: Sequence[TokenizedSample]) -> None:
     """A budget that cannot hold the largest sample would otherwise show only when that sample comes up."""
     weight = model.get_output_embeddings().weight
     rows = max(sample.num_objectives * (len(sample.chosen) + len(sample.rejected)) for sample in samples)

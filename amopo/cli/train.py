@@ -16,8 +16,8 @@ from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
 from amopo.cli.models import DTYPES, need
 from amopo.cli.options import Option, Settings, options_of
-from amopo.data import get_template
-from amopo.data.pairs import STRATEGIES
+from amopo.data import get_template, with_overall
+from amopo.data.pairs import ORIENTATIONS, STRATEGIES, check_pairs_per_prompt
 from amopo.data.readers import FORMATS
 from amopo.data.scales import check_objectives
 from amopo.report.changes import Change, Section
@@ -62,6 +62,7 @@ DEFAULTS = {"logging_steps": 0.025}
 # Settings that are the command's own, that it decides, or that the trainer does not read.
 OWN = (
     "objectives",
+    "orientation",
     "output_dir",
     "disable_tqdm",
     "report_to",
@@ -82,8 +83,26 @@ def data_options() -> list[Option]:
         Option("objectives", list[str], "names of the objectives: a,b,c", metavar="A,B,C", required=True),
         Option("scales", dict | str | None, "scale of each objective", default=None, metavar="A=1:6,B=0:4"),
         Option("format", str, f"of the file: {', '.join(FORMATS)}", default="auto", important=False),
-        Option("template", str, "how an objective is written into a prompt", default="rubric"),
+        Option(
+            "template",
+            str,
+            "how an objective is written into a prompt: a name, or a .txt or .yaml file",
+            default="rubric",
+            metavar="NAME|FILE",
+        ),
         Option("pairs", str, f"which responses are compared: {', '.join(STRATEGIES)}", default="best_worst"),
+        Option(
+            "pairs_per_prompt", int | None, "with --pairs all: only the N that differ most", default=None, metavar="N"
+        ),
+        Option(
+            "orientation",
+            str,
+            "overall: one winner for all objectives; per_objective: each has its own, ties are left out",
+            default="overall",
+        ),
+        Option(
+            "overall", bool, "add a leading objective: overall quality, the weighted mean of the others", default=False
+        ),
         Option(
             "score_weights",
             Any,
@@ -93,6 +112,7 @@ def data_options() -> list[Option]:
         ),
         Option("max_prompt_length", int, "longest prompt in tokens", default=512),
         Option("max_response_length", int, "longest response in tokens", default=512),
+        Option("no_cache", bool, "tokenise anew, and keep nothing", default=False, important=False),
         Option("dtype", str, f"of the loaded weights: {', '.join(DTYPES)}", default="float32", important=False),
     ]
 
@@ -144,6 +164,7 @@ def run(settings: Settings) -> None:
         resume=settings.resume,
         lora_r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
+        cache=not settings.no_cache,
         imitation=Imitation(
             epochs=settings.imitation_epochs,
             learning_rate=settings.imitation_learning_rate,
@@ -157,16 +178,33 @@ def run(settings: Settings) -> None:
 
 def check_choices(settings: Settings) -> None:
     """Names among which there is a choice, before any file is read."""
-    check_objectives(settings.objectives)
+    objectives_of(settings)
     get_template(settings.template)
-    for name, known in (("format", FORMATS), ("pairs", STRATEGIES), ("dtype", DTYPES)):
+    choices = (("format", FORMATS), ("pairs", STRATEGIES), ("orientation", ORIENTATIONS), ("dtype", DTYPES))
+    for name, known in choices:
         if getattr(settings, name) not in known:
             raise UsageError(f"--{name}: {getattr(settings, name)!r} is not one of {', '.join(known)}")
+    try:
+        check_pairs_per_prompt(settings.pairs_per_prompt, strategy_of(settings))
+    except ValueError as error:
+        raise UsageError(f"--pairs-per-prompt: {error}") from None
     for name in ("imitation_epochs", "imitation_learning_rate", "imitation_tokens"):
         if name in settings.values and not settings.values[name] > 0:
             raise UsageError(f"--{name.replace('_', '-')}: a number above 0 is needed, not {settings.values[name]}")
     if not 0 <= settings.values.get("imitation_conditioned", 0) <= 1:
         raise UsageError(f"--imitation-conditioned: a share between 0 and 1, not {settings.imitation_conditioned}")
+
+
+def objectives_of(settings: Settings) -> list[str]:
+    """The objectives that are trained: those of the file, with "overall" before them if asked for."""
+    named = list(check_objectives(settings.objectives))
+    return with_overall(named) if settings.overall else named
+
+
+def strategy_of(settings: Settings) -> str:
+    """Which responses are compared; a number of pairs per prompt alone chooses among all."""
+    asked = settings.pairs_per_prompt is not None and "pairs" not in settings.given
+    return "all" if asked else settings.pairs
 
 
 def make_config(settings: Settings) -> Any:
@@ -179,7 +217,11 @@ def make_config(settings: Settings) -> Any:
     # Templates after the prompt leave it a common beginning of all K prompts.
     given.setdefault("sharing", "tree" if get_template(settings.template).position == "suffix" else "pair")
     args = AMoPOConfig(
-        output_dir=settings.output_dir, objectives=settings.objectives, report_to=settings.report_to, **given
+        output_dir=settings.output_dir,
+        objectives=objectives_of(settings),
+        orientation=settings.orientation,
+        report_to=settings.report_to,
+        **given,
     )
     args.disable_tqdm = True  # amopo.cli.callback shows the progress
     return args
@@ -191,7 +233,10 @@ def read(settings: Settings, **options: Any) -> Inputs:
         objectives=settings.objectives,
         scales=read_scales(settings.scales),
         format=settings.format,
-        strategy=settings.pairs,
+        strategy=strategy_of(settings),
+        pairs_per_prompt=settings.pairs_per_prompt,
+        orientation=settings.orientation,
+        overall=settings.overall,
         score_weights=read_score_weights(settings.score_weights),
         **options,
     )

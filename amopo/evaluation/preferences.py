@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amopo.packing.sample import TokenizedSample
+from amopo.packing.stored import TokenDataset
 
 PREFIX = "eval_"
 
@@ -28,7 +29,9 @@ def preference_metrics(
     with tempfile.TemporaryDirectory() as folder:
         args = AMoPOConfig(output_dir=folder, objectives=list(objectives), report_to="none", **settings)
         args.disable_tqdm = True
-        trainer = AMoPOTrainer(model, args, eval_dataset=list(samples))
+        trainer = AMoPOTrainer(
+            model, args, eval_dataset=samples if isinstance(samples, TokenDataset) else list(samples)
+        )
         silence(trainer)
         try:
             return without_prefix(trainer.evaluate())

@@ -40,7 +40,7 @@ from amopo.packing.pack import PackedBatch
 from amopo.packing.sample import TokenizedSample
 from amopo.packing.unpack import samples_of
 from amopo.preference_loss import FusedLoss
-from amopo.trainer.batches import PackCollator, PackedLoader, SampleTable
+from amopo.trainer.batches import PackCollator, PackedLoader
 from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
 from amopo.trainer.forward import causal_lm, patch_forward
@@ -49,6 +49,7 @@ from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
 from amopo.trainer.resume import check_same_run, check_weight_names, latest_checkpoint, run_record, write_run_record
+from amopo.trainer.samples import SampleTable
 from amopo.trainer.self_check import compare_with_separate_forwards
 
 EVALUATION_STEP = 0
