@@ -20,7 +20,7 @@ from amopo.data import get_template
 from amopo.data.pairs import STRATEGIES
 from amopo.data.readers import FORMATS
 from amopo.data.scales import check_objectives
-from amopo.report.changes import Change, Section
+from amopo.report.changes import preference_sections
 
 DESCRIPTION = "Aligns a model to several objectives, from a file of scored responses."
 
@@ -204,21 +204,6 @@ def quiet_libraries(settings: Settings) -> None:
     if not settings.debug:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-
-
-def preference_sections(
-    before: Mapping[str, float], after: Mapping[str, float], objectives: Sequence[str]
-) -> list[Section]:
-    """Accuracies and margins on held-out pairs, per objective."""
-    sections = []
-    for title, metric, signed in (
-        ("held-out pairs: accuracy", "rewards/accuracies", False),
-        ("held-out pairs: margin", "rewards/margins", True),
-    ):
-        keys = {name: f"{metric}/{name}" for name in objectives} | {"mean": metric}
-        changes = [Change(name, before[key], after[key], digits=3, signed=signed) for name, key in keys.items()]
-        sections.append(Section(title, changes))
-    return sections
 
 
 def report(metrics: Mapping[str, Any], objectives: Sequence[str], folder: Any, console: Console) -> None:
