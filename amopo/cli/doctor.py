@@ -65,11 +65,13 @@ def run(settings: Settings) -> None:
     quiet_libraries(settings)
     from amopo.trainer.self_check import compare_with_separate_forwards
 
-    model, _ = load(settings.model, dtype=settings.dtype)
-    model = model.to(device)
+    with console.busy("loading the model"):
+        model, _ = load(settings.model, dtype=settings.dtype)
+        model = model.to(device)
     vocab = model.get_input_embeddings().weight.shape[0]
     samples = probe(vocab, settings.objectives, settings.length)
-    found = compare_with_separate_forwards(model, samples, sharing=settings.sharing)
+    with console.busy("comparing"):
+        found = compare_with_separate_forwards(model, samples, sharing=settings.sharing)
     dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     console.say(f"{settings.model}: {type(model).__name__}, {dtype}, {device}, sharing={settings.sharing}")
     console.say(str(found))

@@ -45,18 +45,20 @@ def run(settings: Settings) -> None:
     check_choices(settings)
     if parse_scratch(settings.model) is not None:
         raise UsageError(f"--model: {settings.model} names an untrained model; give a folder or a Hub name")
-    inputs = read(settings, eval_fraction=0.0)
+    with console.busy("reading"):
+        inputs = read(settings, eval_fraction=0.0)
     if settings.generate:
         _check_tasks(settings, inputs)
     if settings.out is not None:
         _check_parent(settings.out)
     console.say(f"data: {inputs.train.report}")
     quiet_libraries(settings)
-    model, tokenizer = load(settings.model, dtype=settings.dtype)
+    with console.busy("loading the model"):
+        model, tokenizer = load(settings.model, dtype=settings.dtype)
     found = {
         "model": settings.model,
         "data": settings.data,
-        "preferences": _preferences(settings, inputs, model, tokenizer),
+        "preferences": _preferences(settings, inputs, model, tokenizer, console),
     }
     _print_preferences(found["preferences"], settings.objectives)
     if settings.generate:
@@ -80,18 +82,20 @@ def _check_parent(path: str) -> None:
         raise UsageError(f"--out: the folder of {path} does not exist")
 
 
-def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any) -> dict[str, float]:
+def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any, console: Console) -> dict[str, float]:
+    from amopo.cli.callback import make_callback
     from amopo.evaluation.preferences import preference_metrics
 
-    samples, _ = tokenize_pairs(
-        inputs.train.pairs,
-        tokenizer,
-        objectives=settings.objectives,
-        scales=inputs.scales,
-        template=settings.template,
-        max_prompt_length=settings.max_prompt_length,
-        max_response_length=settings.max_response_length,
-    )
+    with console.busy("tokenising"):
+        samples, _ = tokenize_pairs(
+            inputs.train.pairs,
+            tokenizer,
+            objectives=settings.objectives,
+            scales=inputs.scales,
+            template=settings.template,
+            max_prompt_length=settings.max_prompt_length,
+            max_response_length=settings.max_response_length,
+        )
     return preference_metrics(
         model,
         samples,
@@ -99,6 +103,7 @@ def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any)
         beta=settings.beta,
         tokens_per_batch=settings.tokens_per_batch,
         sharing=settings.sharing,
+        callbacks=[make_callback(console)],
     )
 
 

@@ -138,7 +138,7 @@ def _switches_closed(argv: Sequence[str], options: Sequence[Option]) -> list[str
     """A switch takes the next word as its value; what is no yes or no stands for itself (`--quiet FILE`)."""
     switches = {flag for option in options if is_switch(option.type) for flag in (option.flag, "--" + option.name)}
     closed = []
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
         is_open = argument in switches and following.lower() not in YES_OR_NO
         closed.append(f"{argument}=true" if is_open else argument)
     return closed

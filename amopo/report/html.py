@@ -20,7 +20,8 @@ from amopo import __version__
 from amopo.report import compare
 from amopo.report.css import CSS
 from amopo.report.figures.panel import Figure, Panel
-from amopo.report.run import Run, Sample
+from amopo.report.measured import Sample
+from amopo.report.run import Run
 from amopo.report.text import markup
 
 LONGEST_RESPONSE = 6000  # characters that a sample shows

@@ -15,15 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amopo.report.changes import Change, Section, preference_sections
+from amopo.report.changes import Change, Section
+from amopo.report.measured import (
+    MARGINS,
+    Sample,
+    dict_at,
+    number,
+    preferences_of,
+    samples_of,
+    scores_of,
+    summary_of,
+)
 from amopo.report.sources import RunError, Sources, read_sources
 from amopo.report.text import inert
-
-MARGINS = "rewards/margins/"
 
 
 @dataclass(frozen=True)
@@ -37,17 +45,6 @@ class Series:
     @property
     def finite(self) -> list[tuple[float, float]]:
         return [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt and what the model wrote before and after training; None where one is missing."""
-
-    prompt: str
-    before: str | None
-    after: str | None
-    before_scores: Mapping[str, float] = field(default_factory=dict)
-    after_scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,18 +81,6 @@ class Run:
         return f"finished at step {self.last_step}" if self.finished else f"stopped after step {self.last_step}{of}"
 
 
-def number(value: Any) -> float | None:
-    """A logged number; NaN and infinity may stand there as text. None for what is no number."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, str) and value.lower().lstrip("+-") not in ("nan", "inf", "infinity"):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
 def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     """One `Run` per path, in order. Raises `RunError` (a ValueError) in one line."""
     if not paths:
@@ -128,15 +113,16 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 def _run(sources: Sources, name: str) -> Run:
     metrics, record = sources.metrics, sources.record
-    settings = {**_dict(record, "settings"), **_dict(metrics, "settings")}
+    settings = {**dict_at(record, "settings"), **dict_at(metrics, "settings")}
     training, evaluations, others, bad_rows = _split(sources.rows)
     objectives = _objectives(settings, sources.rows)
-    measured = _preferences(metrics, objectives)
-    if measured:
-        evaluations.insert(0, {"step": 0, **_dict(metrics, "preferences", "before")})
-    scores = _scores(metrics, objectives)
+    measured = preferences_of(metrics, objectives)
+    before = dict_at(metrics, "preferences", "before")
+    if before:
+        evaluations.insert(0, {"step": 0, **before})
+    scores = scores_of(metrics, objectives)
     margins = {change.name: change for section in measured[1:] for change in section.changes}
-    summary = _summary(metrics)
+    summary = summary_of(metrics)
     # A run of the command that ended says so, or (older ones) has measured what comes after training.
     finished = bool(metrics.get("finished", bool(metrics))) or any("train_runtime" in row for row in others)
     max_steps = sources.max_steps or number(settings.get("max_steps"))
@@ -147,12 +133,12 @@ def _run(sources: Sources, name: str) -> Run:
         training=training,
         evaluations=_once_per_step(evaluations),
         settings=settings,
-        versions=_dict(metrics, "versions") or _dict(record, "versions"),
+        versions=dict_at(metrics, "versions") or dict_at(record, "versions"),
         facts={key: metrics[key] for key in ("machine", "model", "data", "imitation", "seconds") if metrics.get(key)},
         sections=summary or measured,
         scores=scores,
         margins=margins,
-        samples=_samples(metrics),
+        samples=samples_of(metrics),
         last_step=max((int(row["step"]) for row in [*training, *others]), default=None),
         max_steps=int(max_steps) if max_steps and max_steps > 0 else None,
         finished=finished,
@@ -174,7 +160,9 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict], list[dict], l
         step = number(row.get("step"))
         if step is None or not math.isfinite(step):
             bad += 1
-        elif "loss" in row:
+            continue
+        step = int(step) if step.is_integer() else step
+        if "loss" in row:
             training.append({**row, "step": step})
         elif any(key.startswith("eval_") for key in row):
             evaluations.append({key.removeprefix("eval_"): value for key, value in row.items()} | {"step": step})
@@ -202,80 +190,6 @@ def _objectives(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     return list(dict.fromkeys(key.removeprefix(MARGINS) for key in logged if key.startswith(MARGINS)))
 
 
-def _dict(value: Any, *keys: str) -> dict[str, Any]:
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _preferences(metrics: Mapping[str, Any], objectives: Sequence[str]) -> list[Section]:
-    """Accuracies and margins on held-out pairs, of the objectives that were measured both times."""
-    before, after = (_numbers(_dict(metrics, "preferences", when)) for when in ("before", "after"))
-    kept = [name for name in objectives if MARGINS + name in before and MARGINS + name in after]
-    keys = ("rewards/margins", "rewards/accuracies")
-    if not kept or not all(key in found for key in keys for found in (before, after)):
-        return []
-    kept = [name for name in kept if all(f"rewards/accuracies/{name}" in found for found in (before, after))]
-    return preference_sections(before, after, kept)
-
-
-def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, raw in found.items() if (value := number(raw)) is not None}
-
-
-def _scores(metrics: Mapping[str, Any], objectives: Sequence[str]) -> dict[str, Change]:
-    before, after = (_dict(metrics, "generation", when, "drawn", "plain") for when in ("before", "after"))
-    found = {}
-    for name in (*objectives, "mean"):
-        old, new = _numbers(_dict(before, name)), _numbers(_dict(after, name))
-        if "mean" in old and "mean" in new:
-            found[name] = Change(name, old["mean"], new["mean"], old.get("error"), new.get("error"))
-    return found
-
-
-def _summary(metrics: Mapping[str, Any]) -> list[Section]:
-    """The tables that the demo writes itself."""
-    sections = []
-    for section in metrics.get("summary") if isinstance(metrics.get("summary"), list) else []:
-        rows = section.get("changes") if isinstance(section, Mapping) else None
-        changes = []
-        for row in rows if isinstance(rows, list) else []:
-            ends = [number(row.get(key)) if isinstance(row, Mapping) else None for key in ("before", "after")]
-            if None not in ends:
-                errors = [number(row.get(key)) for key in ("before_error", "after_error")]
-                digits = row.get("digits") if row.get("digits") in range(7) else 2
-                changes.append(Change(str(row.get("name")), *ends, *errors, digits, bool(row.get("signed"))))
-        if changes:
-            sections.append(Section(str(section.get("title", "")), changes))
-    return sections
-
-
-def _samples(metrics: Mapping[str, Any]) -> list[Sample]:
-    """Generations before and after, joined by their prompt: `samples`, or the demo's examples."""
-    if isinstance(metrics.get("samples"), Mapping):
-        pair = [metrics["samples"].get(when) for when in ("before", "after")]
-    else:
-        pair = [_dict(metrics, "generation", when).get("examples") for when in ("before", "after")]
-    found: list[dict[str, Mapping[str, Any]]] = []
-    for rows in pair:
-        rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
-        # the same prompt may come twice; what follows the prompt is its place among its equals
-        keyed: dict[Any, Mapping[str, Any]] = {}
-        counts: dict[str, int] = {}
-        for row in rows:
-            prompt = str(row.get("prompt", ""))
-            counts[prompt] = counts.get(prompt, 0) + 1
-            keyed[prompt, counts[prompt]] = row
-        found.append(keyed)
-    before, after = found
-    samples = []
-    for key in dict.fromkeys([*before, *after]):
-        old, new = before.get(key, {}), after.get(key, {})
-        texts = [None if row.get("response") is None else str(row["response"]) for row in (old, new)]
-        samples.append(Sample(key[0], *texts, _numbers(_dict(old, "scores")), _numbers(_dict(new, "scores"))))
-    return samples
-
-
 def _not_finite(training: Sequence[Mapping[str, Any]]) -> list[str]:
     """One note on metrics that became NaN or infinite, with the first step at which one did."""
     found: dict[str, list[float]] = {}
@@ -290,7 +204,7 @@ def _not_finite(training: Sequence[Mapping[str, Any]]) -> list[str]:
     names = sorted(found, key=lambda key: (found[key][0], key != "loss", key))
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return [
-        f"NaN or infinite from step {first:g}: {shown}. Such points are left out of the curves. A loss that is not "
+        f"NaN or infinite from step {first}: {shown}. Such points are left out of the curves. A loss that is not "
         "finite stays so: lower the learning rate, or use bf16 instead of fp16, and run again"
     ]
 

@@ -14,6 +14,7 @@ that cannot be read is left out and noted: a run that was killed may have left h
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,13 +52,13 @@ def read_sources(path: str | Path) -> Sources:
     readers = {METRICS_FILE: _add_metrics, LOG_FILE: _add_log, STATE_FILE: _add_state}
     if path.name not in readers:
         raise RunError(f"{path}: not a file that a run writes; give its folder, or one of {', '.join(readers)}")
-    sources = Sources(path.absolute().parent)
+    sources = Sources(Path(os.path.abspath(path)).parent)
     readers[path.name](sources, path)
     return sources
 
 
 def _from_folder(folder: Path) -> Sources:
-    sources = Sources(folder.absolute())
+    sources = Sources(Path(os.path.abspath(folder)))
     metrics, log, state = folder / METRICS_FILE, folder / LOG_FILE, _newest_state(folder)
     if not metrics.is_file() and not log.is_file() and state is None:
         raise RunError(

@@ -39,4 +39,4 @@ def in_words(name: str, series: Series) -> str:
     if not found:
         return f"{name}: no finite value"
     (first, begin), (last, end) = found[0], found[-1]
-    return f"{name}: {begin:.3g} at step {first:g}, {end:.3g} at step {last:g}"
+    return f"{name}: {begin:.3g} at step {first}, {end:.3g} at step {last}"

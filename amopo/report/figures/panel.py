@@ -72,7 +72,7 @@ def need_matplotlib() -> None:
 def style(index: int) -> dict[str, Any]:
     """Colour, marker and dash; no two of the first thirty agree in marker and dash."""
     color, _, _ = STYLES[index % len(STYLES)]
-    _, _, dash = STYLES[(index + index // len(STYLES)) % len(STYLES)]
+    _, _, dash = STYLES[(index + index // len(MARKERS)) % len(STYLES)]
     return {"color": color, "linestyle": dash, "marker": MARKERS[index % len(MARKERS)]}
 
 
@@ -139,6 +139,9 @@ def save(panel: Panel, folder: Path, name: str) -> Saved:
                 handlelength=3.2,
                 borderaxespad=0.2,
             )
+        # laid out once and kept, since each of the two files would do it again, for half of the time
+        canvas.get_layout_engine().execute(canvas)
+        canvas.set_layout_engine("none")
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         source = io.StringIO()
         canvas.savefig(source, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
