@@ -26,21 +26,21 @@ def union_of_objectives(runs: Sequence[Run]) -> list[str]:
 
 
 def overview(runs: Sequence[Run]) -> Table:
-    header = ["run", "state", "model", "objectives", "loss", "margin", "held-out accuracy", "generated score"]
-    header += ["tokens/s", "peak memory", "training"]
-    rows = []
+    """A column per run, so that a few runs fit a phone."""
+    measures = ["state", "model", "objectives", "loss", "margin", "held-out accuracy", "generated score"]
+    measures += ["tokens/s", "peak memory", "training time"]
+    columns = []
     for run in runs:
         model = run.facts.get("model") if isinstance(run.facts.get("model"), dict) else {}
         seconds = run.facts.get("seconds") if isinstance(run.facts.get("seconds"), dict) else {}
         accuracy = next((s.changes[-1] for s in run.sections if s.title == "held-out pairs: accuracy"), None)
         speed = [value for _, value in run.series("tokens_per_second").finite]
         memory = [value for _, value in run.series("amopo/peak_memory_gib").finite]
-        rows.append(
+        columns.append(
             [
-                run.name,
                 run.status,
                 _model(model) or str(run.settings.get("model_class", NONE)),
-                str(len(run.objectives)) if run.objectives else NONE,
+                ", ".join(run.objectives) or NONE,
                 _last(run, "loss"),
                 _last(run, "rewards/margins"),
                 NONE if accuracy is None else f"{accuracy.before:.3f} → {accuracy.after:.3f}",
@@ -50,7 +50,8 @@ def overview(runs: Sequence[Run]) -> Table:
                 _duration(seconds.get("train")),
             ]
         )
-    return header, rows
+    rows = [list(row) for row in zip(measures, *columns, strict=True)]
+    return ["run", *(run.name for run in runs)], rows
 
 
 def differing_settings(runs: Sequence[Run]) -> Table:

@@ -26,7 +26,8 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; bo
 thead th { white-space: nowrap; border-bottom: 2px solid var(--ink); }
 tbody th { font-weight: 600; }
 .number { text-align: right; white-space: nowrap; }
-.values td { max-width: 34rem; overflow-wrap: anywhere; }
+.values td { min-width: 7rem; max-width: 34rem; overflow-wrap: anywhere; }
+.values thead th { white-space: normal; overflow-wrap: anywhere; }
 .note { border-left: 4px solid var(--ink); padding: .2rem 0 .2rem .8rem; }
 .sample { border: 1px solid var(--line); border-radius: 4px; padding: .6rem .8rem; margin: 1rem 0; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: .8rem; }

@@ -22,14 +22,15 @@ from amopo.report.css import CSS
 from amopo.report.figures.panel import Figure, Panel
 from amopo.report.measured import Sample
 from amopo.report.run import Run
-from amopo.report.text import markup
+from amopo.report.text import markup, shorten
 
 LONGEST_RESPONSE = 6000  # characters that a sample shows
 Pictures = Mapping[str, Sequence[tuple[Panel, str, str]]]
 
 
 def page(runs: Sequence[Run], figures: Sequence[Figure], pictures: Pictures, *, notes: Sequence[str] = ()) -> str:
-    title = f"amopo report: {', '.join(run.name for run in runs[:3])}" + (" ..." if len(runs) > 3 else "")
+    names = ", ".join(shorten(run.name, 40) for run in runs[:3])
+    title = f"amopo report: {names}" + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
     style = f"\n{CSS.strip()}\n"
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -84,7 +85,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = 
         cells = "".join(f"<td{m}>{markup(cell)}</td>" for cell, m in zip(rest, mark[1:], strict=True))
         lines.append(f'<tr><th scope="row">{markup(first, line=True)}</th>{cells}</tr>')
     name = f"<caption>{markup(title)}</caption>" if title else ""
-    where = markup(title or header[0], line=True)
+    where = markup(title or "Overview", line=True)
     kind = ' class="values"' if values else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{where}, table"><table{kind}>{name}'
@@ -98,7 +99,7 @@ def _is_number(text: str) -> bool:
 
 
 def _runs(runs: Sequence[Run], notes: Sequence[str]) -> str:
-    parts = [table(*compare.overview(runs))]
+    parts = [table(*compare.overview(runs), values=True)]
     parts.append(
         '<p class="caption">Loss and margin: the first and the last logged value, smoothed. Held-out accuracy and '
         "generated score: before → after. Tokens/s: the median of what was logged. "

@@ -91,8 +91,9 @@ def test_there_is_a_panel_for_every_pair_of_objectives(one, two):
     strong = [line for line in curves(axes) if line.get_alpha() is None]
     for line, name in zip(strong, ("correctness", "brevity"), strict=True):
         assert list(line.get_ydata()) == smooth(one[0].series(f"rewards/margins/{name}")).values
-    _, legend = drawn(pairs.build(two).panels[0])
-    assert len({(h.get_marker(), h.get_linestyle()) for h, _ in legend}) == 4
+    axes, legend = drawn(pairs.build(two).panels[0])
+    assert len({(line.get_marker(), line.get_linestyle()) for line in curves(axes)}) == 4
+    assert [text for _, text in legend] == ["correctness", "brevity", "one", "two"]
 
 
 def test_stacked_weights_fill_the_height_and_carry_their_spread(one):

@@ -29,7 +29,7 @@ def build(runs: Sequence[Run]) -> Figure:
             absent.append(f"{run.name}: no weights were logged")
             continue
         words = "; ".join(in_words(name, run.series(f"{MEAN}/{name}")) for name in names)
-        prefix = f"{label(run.name, 28)}: " if len(runs) > 1 else ""
+        prefix = f"{run.name}\n" if len(runs) > 1 else ""
         alt = f"Weights of the objectives over training steps, stacked to one, run {run.name}. {words}."
         draw = functools.partial(_stacked, run, names)
         panels.append(Panel(f"stacked-{run.name}", f"{prefix}weights, stacked", alt, draw))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amopo.report.changes import Section
-from amopo.report.figures.panel import HEIGHT, Figure, Legend, Panel, finish, label, tick
+from amopo.report.figures.panel import HEIGHT, Figure, Legend, Panel, finish, tick
 from amopo.report.picture import AFTER, BEFORE
 from amopo.report.run import Run
 
@@ -30,11 +30,11 @@ def build(runs: Sequence[Run]) -> Figure:
                 f"{change.name}: {change.before:.{change.digits}f} before, {change.after:.{change.digits}f} after"
                 for change in section.changes
             )
-            where = f"{label(run.name, 24)}: " if len(runs) > 1 else ""
+            where = f"{run.name}\n" if len(runs) > 1 else ""
             panels.append(
                 Panel(
                     f"{title}-{run.name}",
-                    where + title if len(where + title) <= 50 else where + label(title, 50 - len(where)),
+                    where + title,
                     f"{title}, run {run.name}. {words}.",
                     functools.partial(_draw, section, limits),
                     HEIGHT,

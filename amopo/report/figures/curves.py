@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from amopo.report.figures.panel import PALE, marks
-from amopo.report.run import Series
+from amopo.report.figures.panel import PALE, Legend, label, marks, style
+from amopo.report.run import Run, Series
 from amopo.report.smoothing import smooth
 
 
@@ -31,6 +32,23 @@ def line(
         markevery=marks(len(mean.steps), index, of),
         **look,
     )[0]
+
+
+def two_sided(index: int, side: int) -> dict[str, Any]:
+    """The look of one of two lines of a run: colour and marker are the run's; the second is dotted and hollow."""
+    look = style(index)
+    hollow = {"linestyle": ":", "markerfacecolor": "white"}
+    return look | (hollow if side else {"linestyle": "-", "markerfacecolor": look["color"]})
+
+
+def two_sided_legend(shown: Sequence[tuple[int, Run]], sides: Sequence[str], *, several: bool) -> Legend:
+    """What solid and dotted mean, then the runs if the report is of several."""
+    from matplotlib.lines import Line2D
+
+    legend: Legend = [(Line2D([], [], **two_sided(0, side)), label(name)) for side, name in enumerate(sides)]
+    if several:
+        legend += [(Line2D([], [], **{**style(at), "linestyle": "-"}), label(run.name)) for at, run in shown]
+    return legend
 
 
 def in_words(name: str, series: Series) -> str:

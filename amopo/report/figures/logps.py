@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from amopo.report.compare import union_of_objectives
-from amopo.report.figures.curves import in_words, line
-from amopo.report.figures.panel import Figure, Legend, Panel, finish, label, style, whole_steps
+from amopo.report.figures.curves import in_words, line, two_sided, two_sided_legend
+from amopo.report.figures.panel import Figure, Legend, Panel, finish, whole_steps
 from amopo.report.run import Run
 
 SIDES = ("chosen", "rejected")
@@ -20,7 +20,7 @@ CAPTION = (
     "line falls by far more than the gap grows, or when the samples of generations become worse: then lower the "
     "learning rate or train for fewer steps. Both lines rising while the gap stays shut means that the model "
     "imitates and does not choose. Responses differ in length, so a chosen line that begins below the rejected one "
-    "only says that chosen responses are longer."
+    "may only say that chosen responses are longer."
 )
 
 
@@ -41,17 +41,11 @@ def build(runs: Sequence[Run]) -> Figure:
 
 
 def _draw(shown: Sequence[tuple[int, Run]], keys: Sequence[str], several: bool, axes: Any) -> Legend:
-    legend: Legend = []
     for at, run in shown:
-        for place, (side, key) in enumerate(zip(SIDES, keys, strict=True)):
-            series = run.series(key)
-            if not series:
-                continue
-            look = style(at)
-            look["linestyle"] = "-" if place == 0 else ":"
-            look["markerfacecolor"] = look["color"] if place == 0 else "white"
-            drawn = line(axes, series, look, index=2 * at + place, of=2 * len(shown))
-            legend.append((drawn, f"{label(run.name, 26)}: {side}" if several else side))
+        for place, key in enumerate(keys):
+            if series := run.series(key):
+                look = two_sided(at, place)
+                line(axes, series, look, index=2 * at + place, of=2 * len(shown), raw=not several)
     finish(axes, ylabel="log-prob of a response")
     whole_steps(axes)
-    return legend
+    return two_sided_legend(shown, SIDES, several=several)

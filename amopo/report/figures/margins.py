@@ -14,9 +14,9 @@ from amopo.report.run import Run
 KEY = "rewards/margins"
 CAPTION = (
     "Reward of the chosen response minus that of the rejected one, per objective; the reward is beta times the mean "
-    "log-prob of a token. Pale: as logged, a mean over the samples since the last log. Strong: smoothed. Hollow "
-    "diamonds: on held-out pairs, at step 0 before training. Above zero the model prefers the chosen response. "
-    "Diamonds that stay behind while the line climbs show a model that learns its training pairs by heart."
+    "log-prob of a token. Pale: as logged, a mean over the samples since the last log. Strong: smoothed. Large "
+    "hollow marks: on held-out pairs, at step 0 before training. Above zero the model prefers the chosen response. "
+    "Hollow marks that stay behind while the line climbs show a model that learns its training pairs by heart."
 )
 
 
@@ -55,7 +55,7 @@ def _draw(shown: Sequence[tuple[int, Run]], key: str, alone: bool, axes: Any) ->
                 held_out.values,
                 color=look["color"],
                 linestyle="",
-                marker="D",
+                marker="D" if alone else look["marker"],
                 markersize=8,
                 markerfacecolor="white",
                 markeredgewidth=1.5,

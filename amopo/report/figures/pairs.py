@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from amopo.report.compare import union_of_objectives
-from amopo.report.figures.curves import in_words, line
+from amopo.report.figures.curves import in_words, line, two_sided, two_sided_legend
 from amopo.report.figures.margins import KEY
 from amopo.report.figures.panel import Figure, Legend, Panel, finish, label, style, whole_steps
 from amopo.report.run import Run
 
 CAPTION = (
-    "The smoothed margins of two objectives at a time, with what was logged pale behind them. Where both lines "
+    "The smoothed margins of two objectives at a time, with what one run logged pale behind them. Where both lines "
     "climb, neither objective pays for the other; where one falls while the other climbs, the two compete for the "
     "same responses."
 )
@@ -42,14 +42,11 @@ def _draw(shown: Sequence[tuple[int, Run]], names: tuple[str, str], several: boo
     legend: Legend = []
     for at, run in shown:
         for place, name in enumerate(names):
-            # one run: the two objectives differ in everything; several: colour and marker are the run's, and the
-            # second objective is dotted
-            look = style(at) if several else style(place)
-            if several:
-                look["linestyle"] = "-" if place == 0 else ":"
-                look["markerfacecolor"] = look["color"] if place == 0 else "white"
-            drawn = line(axes, run.series(f"{KEY}/{name}"), look, index=2 * at + place, of=2 * len(shown))
-            legend.append((drawn, f"{label(run.name, 22)}: {label(name, 22)}" if several else label(name)))
+            look = two_sided(at, place) if several else style(place)
+            series = run.series(f"{KEY}/{name}")
+            # raw values of several runs would hide each other
+            drawn = line(axes, series, look, index=2 * at + place, of=2 * len(shown), raw=not several)
+            legend.append((drawn, label(name)))
     finish(axes, ylabel="margin", zero=True)
     whole_steps(axes)
-    return legend
+    return two_sided_legend(shown, names, several=True) if several else legend

@@ -3,7 +3,8 @@
 Contract
 --------
 `Panel(key, title, alt, draw)`: `draw(axes)` draws into matplotlib axes and returns the legend as (handle, label) pairs,
-which goes below the plot, where it hides nothing. `alt` says in words and numbers what the picture shows.
+which goes below the plot, where it hides nothing. A title may have two lines. `alt` says in words and numbers what the
+picture shows.
 `Figure(key, title, caption, panels, absent)` groups the panels that are read together.
 `Saved = save(panel, folder, name)` writes `name.svg` and `name.png` and returns their paths, the SVG's text, and the
 characters for which there was no glyph. The same panel gives the same bytes.
@@ -32,6 +33,7 @@ DPI = 160
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo")
 GREYS = ("#404040", "#d9d9d9", "#8c8c8c", "#f2f2f2", "#b3b3b3", "#666666")
+LONGEST_TITLE = 46
 PALE = 0.35  # opacity of what stands behind
 Legend = list[tuple[Any, str]]
 
@@ -122,7 +124,8 @@ def save(panel: Panel, folder: Path, name: str) -> Saved:
         FigureCanvasAgg(canvas)
         axes = canvas.subplots()
         legend = panel.draw(axes)
-        axes.set_title(label(panel.title, 50), loc="left", fontsize=10.5, fontweight="bold")
+        title = "\n".join(label(text, LONGEST_TITLE) for text in panel.title.split("\n"))
+        axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
         if legend:
             columns = 1 if max(len(text) for _, text in legend) > 24 else 2 if len(legend) != 3 else 3
             if columns == 3 and sum(len(text) for _, text in legend) > 40:

@@ -45,7 +45,7 @@ def build(runs: Sequence[Run]) -> Figure:
             ]
             title = f"{label(one, 23)} · {label(two, 23)}"
             alt = f"{KINDS[kind]} of {label(one)} (across) and {label(two)} (up). {'; '.join(words)}."
-            draw = functools.partial(_draw, shown, (one, two), KINDS[kind])
+            draw = functools.partial(_draw, shown, (one, two), KINDS[kind], len(runs) > 1)
             panels.append(Panel(f"{kind}-{one}-{two}", title, alt, draw, 3.6))
         absent += [f"{run.name}: has no {KINDS[kind]} before and after" for run in runs if not getattr(run, kind)]
     if not kinds:
@@ -66,7 +66,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept[::-1]
 
 
-def _draw(shown: Sequence[tuple[int, str, Change, Change]], names: tuple[str, str], unit: str, axes: Any) -> Legend:
+def _draw(
+    shown: Sequence[tuple[int, str, Change, Change]], names: tuple[str, str], unit: str, several: bool, axes: Any
+) -> Legend:
     legend: Legend = []
     for at, name, x, y in shown:
         look = style(at)
@@ -86,8 +88,8 @@ def _draw(shown: Sequence[tuple[int, str, Change, Change]], names: tuple[str, st
                 **marker,
                 **whiskers,
             )
-            handle = drawn.lines[0]
-            legend.append((handle, f"{label(name, 30)}, {when}" if len(shown) > 1 else when))
+            if when == "after" or not several:
+                legend.append((drawn.lines[0], label(name) if several else when))
         axes.annotate(
             "",
             xy=(x.after, y.after),

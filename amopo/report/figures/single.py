@@ -24,7 +24,7 @@ def panel_of(runs: Sequence[Run], key: str, title: str, unit: str, *, from_zero:
         title,
         title,
         f"{title[0].upper()}{title[1:]} over training steps. {words}.",
-        functools.partial(_draw, shown, key, unit, from_zero),
+        functools.partial(_draw, shown, key, unit, from_zero, len(runs) > 1),
         2.8,
     )
 
@@ -33,7 +33,7 @@ def absent_of(runs: Sequence[Run], metrics: Sequence[tuple[str, str, str]]) -> l
     return [f"{run.name}: no {title} was logged" for run in runs for key, title, _ in metrics if not run.series(key)]
 
 
-def _draw(shown: Sequence[tuple[int, Run]], key: str, unit: str, from_zero: bool, axes: Any) -> Legend:
+def _draw(shown: Sequence[tuple[int, Run]], key: str, unit: str, from_zero: bool, several: bool, axes: Any) -> Legend:
     legend: Legend = []
     for at, run in shown:
         smoothed = key not in AS_THEY_ARE
@@ -43,4 +43,4 @@ def _draw(shown: Sequence[tuple[int, Run]], key: str, unit: str, from_zero: bool
     if from_zero:
         axes.set_ylim(0, 1.08 * max(value for _, run in shown for _, value in run.series(key).finite) or 1)
     whole_steps(axes)
-    return legend if len(shown) > 1 else []
+    return legend if several else []
