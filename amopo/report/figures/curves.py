@@ -45,10 +45,13 @@ def two_sided_legend(shown: Sequence[tuple[int, Run]], sides: Sequence[str], *, 
     """What solid and dotted mean, then the runs if the report is of several."""
     from matplotlib.lines import Line2D
 
-    legend: Legend = [(Line2D([], [], **two_sided(0, side)), label(name)) for side, name in enumerate(sides)]
-    if several:
-        legend += [(Line2D([], [], **{**style(at), "linestyle": "-"}), label(run.name)) for at, run in shown]
-    return legend
+    if not several:
+        return [(Line2D([], [], **two_sided(0, side)), label(name)) for side, name in enumerate(sides)]
+    # lines without a run's marker, then runs without a line: the two are read separately
+    legend: Legend = [
+        (Line2D([], [], color="black", linestyle=dash), label(name)) for dash, name in zip("-:", sides, strict=True)
+    ]
+    return legend + [(Line2D([], [], **{**style(at), "linestyle": ""}), label(run.name)) for at, run in shown]
 
 
 def in_words(name: str, series: Series) -> str:

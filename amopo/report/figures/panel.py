@@ -28,12 +28,12 @@ from amopo.report.picture import STYLES
 from amopo.report.text import inert, shorten
 
 WIDTH, HEIGHT = 4.8, 3.2  # inches, legend excluded
-LEGEND_ROW = 0.22
+LEGEND_ROW = 0.19
 DPI = 160
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo")
 GREYS = ("#404040", "#d9d9d9", "#8c8c8c", "#f2f2f2", "#b3b3b3", "#666666")
-LONGEST_TITLE = 46
+LONGEST_TITLE = 40
 PALE = 0.35  # opacity of what stands behind
 Legend = list[tuple[Any, str]]
 
@@ -87,6 +87,10 @@ def tick(text: str) -> str:
     return "\n".join(textwrap.wrap(label(text, 36), 13)[:3])
 
 
+def title_lines(text: str) -> list[str]:
+    return [label(line, LONGEST_TITLE) for line in textwrap.wrap(label(text, 2 * LONGEST_TITLE), LONGEST_TITLE)][:2]
+
+
 def marks(count: int, index: int, of: int) -> tuple[int, int] | None:
     """Which points of a line carry markers: each line begins elsewhere, so that lines that coincide show apart."""
     step = max(1, count // 8)
@@ -124,7 +128,7 @@ def save(panel: Panel, folder: Path, name: str) -> Saved:
         FigureCanvasAgg(canvas)
         axes = canvas.subplots()
         legend = panel.draw(axes)
-        title = "\n".join(label(text, LONGEST_TITLE) for text in panel.title.split("\n"))
+        title = "\n".join(wrapped for text in panel.title.split("\n") for wrapped in title_lines(text))
         axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
         if legend:
             columns = 1 if max(len(text) for _, text in legend) > 24 else 2 if len(legend) != 3 else 3
