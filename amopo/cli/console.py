@@ -34,8 +34,10 @@ class Bar:
         self._last_line = self._started - (PLAIN_EVERY - PATIENCE)
         self._tqdm = None
         if interactive and not quiet:
-            from tqdm import tqdm
-
+            try:
+                from tqdm import tqdm
+            except ImportError:  # comes with transformers; lines say the same
+                return
             self._tqdm = tqdm(desc=title, file=sys.stderr, dynamic_ncols=True, leave=True)
 
     def update(self, done: int, total: int, note: str = "") -> None:
@@ -79,11 +81,15 @@ class Busy:
     def close(self) -> None:
         self._over.set()
         self._thread.join()
+        self.clear()
+        if self._shown and not self._interactive:
+            print(f"{self.title}: {self._seconds():.0f} s", flush=True)
+
+    def clear(self) -> None:
+        """Takes the note off the terminal's line, for something else to be printed there."""
         if self._shown and self._interactive:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
-        elif self._shown:
-            print(f"{self.title}: {self._seconds():.0f} s", flush=True)
 
     def _watch(self) -> None:
         pause = PATIENCE
@@ -110,9 +116,12 @@ class Console:
         self.quiet = quiet or not is_main_process()
         self.interactive = sys.stderr.isatty()
         self.seconds: dict[str, float] = {}
+        self._busy: Busy | None = None
 
     def say(self, text: str = "") -> None:
         if not self.quiet:
+            if self._busy is not None:
+                self._busy.clear()
             print(text, flush=True)
 
     @contextmanager
@@ -128,11 +137,12 @@ class Console:
         if self.quiet:
             yield
             return
-        busy = Busy(title, interactive=self.interactive)
+        outer, self._busy = self._busy, Busy(title, interactive=self.interactive)
         try:
             yield
         finally:
-            busy.close()
+            self._busy.close()
+            self._busy = outer
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -82,6 +82,25 @@ def test_on_a_terminal_the_note_is_cleared_at_the_end(monkeypatch, streams):
     assert err.getvalue().endswith("\r\033[K") and out.getvalue() == ""
 
 
+def test_a_line_that_is_said_meanwhile_stands_alone(monkeypatch, streams):
+    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    out, err = streams(terminal=True)
+    console = Console()
+    with console.busy("loading"):
+        assert _until(lambda: "loading" in err.getvalue())
+        console.say("model: small")
+        assert "\r\033[K" in err.getvalue().split("loading")[-1]
+    assert out.getvalue() == "model: small\n"
+
+
+def test_a_terminal_without_tqdm_gets_lines(monkeypatch, streams):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    out, err = streams(terminal=True)
+    with Console().bar("drawing") as bar:
+        bar.update(3, 3)
+    assert out.getvalue().startswith("drawing: 3/3 (100 %)") and err.getvalue() == ""
+
+
 def test_work_that_is_over_soon_leaves_no_trace(streams):
     out, err = streams(terminal=False)
     with Console().busy("reading"):

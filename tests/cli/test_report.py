@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -129,6 +130,15 @@ def test_a_log_alone_is_enough(amopo, tmp_path):
     write_log(tmp_path / "run" / "amopo_log.jsonl", rows(3, ["tone"]), tail='{"half')
     outcome = amopo("report", tmp_path / "run")
     assert outcome.status == 0 and "note: amopo_log.jsonl: left out 1 of 4 lines" in outcome.out
+
+
+def test_without_matplotlib_the_extra_is_named(amopo, run_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    folder = run_of("one")
+    outcome = amopo("report", folder)
+    assert "pip install 'amopo[plot]'" in outcome.one_line() and outcome.status == 2
+    assert not (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize("flag", ["--samples=-1", "--sample-tokens=0"])

@@ -118,9 +118,13 @@ def test_chosen_and_rejected_stand_in_one_panel(one):
     figure = logps.build(one)
     axes, legend = drawn(figure.panels[0])
     assert [text for _, text in legend] == ["chosen", "rejected"]
-    (chosen, _), (rejected, _) = legend
-    assert list(chosen.get_ydata())[0] == pytest.approx(smooth(one[0].series("logps/chosen/correctness")).values[0])
+    strong = [line for line in curves(axes) if line.get_alpha() is None]
+    for line, side in zip(strong, ("chosen", "rejected"), strict=True):
+        assert list(line.get_ydata()) == smooth(one[0].series(f"logps/{side}/correctness")).values
+    chosen, rejected = strong
     assert chosen.get_linestyle() != rejected.get_linestyle() and rejected.get_markerfacecolor() == "white"
+    for handle, line in zip((handle for handle, _ in legend), strong, strict=True):
+        assert (handle.get_linestyle(), handle.get_marker()) == (line.get_linestyle(), line.get_marker())
 
 
 def test_bars_share_their_scale_over_runs_and_differ_by_hatching(two):
