@@ -16,6 +16,8 @@ from tests.report.run_files import OBJECTIVES, metrics, rows, with_scores, write
 
 pytest.importorskip("matplotlib")
 
+from amopo.report.figures import build_figures  # noqa: E402
+from amopo.report.html import page as page_of  # noqa: E402
 from amopo.report.write import write_report  # noqa: E402
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -75,6 +77,12 @@ def report(tmp_path, *folders):
     out = tmp_path / "page.html"
     write_report(load_runs(folders), out)
     return out
+
+
+def undrawn(*folders):
+    """The page without its pictures, which take most of the time."""
+    runs = load_runs(folders)
+    return Page(page_of(runs, build_figures(runs), {}))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +192,7 @@ def test_before_and_after_stand_side_by_side(tmp_path):
     found = metrics(
         ["tone"], samples={"before": [{"prompt": "p", "response": "old"}], "after": [{"prompt": "p", "response": ""}]}
     )
-    page = Page(report(tmp_path, write_run(tmp_path / "one", found)).read_text(encoding="utf-8"))
+    page = undrawn(write_run(tmp_path / "one", found))
     text = page.text[page.text.index("Prompt 1") :]
     assert text.index("before") < text.index("old") < text.index("after") < text.index("(an empty response)")
 
@@ -201,14 +209,14 @@ def test_what_a_run_lacks_is_named(tmp_path):
 
 def test_an_empty_log_still_gives_a_page(tmp_path):
     write_log(tmp_path / "empty" / "amopo_log.jsonl", [])
-    page = Page(report(tmp_path, tmp_path / "empty").read_text(encoding="utf-8"))
+    page = undrawn(tmp_path / "empty")
     assert page.all("img") == [] and "nothing logged" in page.text
     assert "no training step was logged" in page.text
 
 
 def test_runs_without_an_objective_in_common_share_a_page(tmp_path):
     folders = [write_run(tmp_path / name, metrics([name], log_history=rows(3))) for name in ("x", "y")]
-    page = Page(report(tmp_path, *folders).read_text(encoding="utf-8"))
+    page = undrawn(*folders)
     assert "x and y: no run has logged both" in page.text
 
 
@@ -232,7 +240,7 @@ def test_pictures_of_an_earlier_report_are_removed_and_nothing_else(tmp_path):
 
 def test_a_long_response_is_cut_and_its_length_said(tmp_path):
     found = metrics(["tone"], samples={"after": [{"prompt": "p", "response": "x" * 10_000}]})
-    page = Page(report(tmp_path, write_run(tmp_path / "one", found)).read_text(encoding="utf-8"))
+    page = undrawn(write_run(tmp_path / "one", found))
     assert "and 4,000 characters more" in page.text and "not generated" in page.text
 
 
