@@ -3,7 +3,7 @@
 Generated tasks with responses of mixed quality, scored by program on four objectives that conflict; a small model made
 from nothing learns to imitate them, all of them; AMoPO then teaches it which are better. Before and after, it answers
 held-out prompts, plain and with each objective's template, and the same programs score what it wrote. The table shows
-what rose and what fell; `metrics.json` and `picture.png` in the output directory hold everything.
+what rose and what fell; `metrics.json`, `picture.png` and `report.html` in the output directory hold everything.
 
 It is the job of `amopo train` with settings that suit a small model; `--quick` does less of each part.
 """
@@ -20,6 +20,7 @@ from amopo.cli.console import Console
 from amopo.cli.inputs import read_inputs
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
+from amopo.cli.report import report_after_run
 from amopo.cli.train import preference_sections, quiet_libraries
 from amopo.data.tokenize import PLAIN
 from amopo.data.verifiable import OBJECTIVES, SCALES, write_splits
@@ -85,7 +86,7 @@ def run(settings: Settings) -> None:
     )
     args.disable_tqdm = True
     out = Path(settings.out)
-    with console.stage("data"):
+    with console.stage("data"), console.busy("writing and reading tasks"):
         inputs = _make_inputs(out / "data", plan, settings.seed)
     for line in inputs.lines():
         console.say(line)
@@ -128,7 +129,8 @@ def _measure(model: Any, tokenizer: Any, inputs: Any, console: Console, seed: in
     records = inputs.evaluation.records
     with console.bar("generation") as bar:
         drawn = score_generations(model, tokenizer, records, temperature=1.0, on_batch=bar.update, **common)
-    likeliest = score_generations(model, tokenizer, records, temperature=0.0, variants=[PLAIN], **common)
+    with console.busy("generation of the likeliest"):
+        likeliest = score_generations(model, tokenizer, records, temperature=0.0, variants=[PLAIN], **common)
     examples = [
         {"prompt": record.prompt[-1]["content"], "response": text, "scores": dict(scores)}
         for record, text, scores in list(zip(records, drawn.responses[PLAIN], drawn.scores[PLAIN], strict=True))[:10]
@@ -179,4 +181,5 @@ def _report(metrics: Mapping[str, Any], sections: list[Section], out: Path, cons
         curves = margin_curves(metrics["log_history"], OBJECTIVES)
         path = draw(out / "picture.png", sections[0], curves, title=title, limits=(0, 4))
         console.say(f"picture: {path}")
+    report_after_run(out, console)
     console.say(f"everything: {out / 'metrics.json'}; the model: {out}")

@@ -45,7 +45,8 @@ def run(settings: Settings) -> None:
     check_choices(settings)
     if parse_scratch(settings.model) is not None:
         raise UsageError(f"--model: {settings.model} names an untrained model; give a folder or a Hub name")
-    inputs = read(settings, eval_fraction=0.0)
+    with console.busy("reading"):
+        inputs = read(settings, eval_fraction=0.0)
     if settings.generate:
         _check_tasks(settings, inputs)
     if settings.out is not None:
@@ -53,7 +54,8 @@ def run(settings: Settings) -> None:
     for line in (*inputs.left_out, f"data: {inputs.train.report}"):
         console.say(line)
     quiet_libraries(settings)
-    model, tokenizer = load(settings.model, dtype=settings.dtype)
+    with console.busy("loading the model"):
+        model, tokenizer = load(settings.model, dtype=settings.dtype)
     found = {
         "model": settings.model,
         "data": settings.data,
@@ -82,6 +84,7 @@ def _check_parent(path: str) -> None:
 
 
 def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any, console: Console) -> dict[str, float]:
+    from amopo.cli.callback import make_callback
     from amopo.evaluation.preferences import preference_metrics
 
     samples, _ = tokenize(
@@ -103,6 +106,7 @@ def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any,
         beta=settings.beta,
         tokens_per_batch=settings.tokens_per_batch,
         sharing=settings.sharing,
+        callbacks=[make_callback(console)],
     )
 
 

@@ -4,8 +4,9 @@ Contract
 --------
 `run_job(job, console)` imitates first if the model is made from scratch, measures, trains, measures again, saves. It
 returns the metrics that it also writes to `metrics.json` in the output directory: settings, versions, what was read,
-preference metrics before and after, the log of the training, seconds. `job.measure(model, tokenizer)` may add
-measurements of its own, under the key "generation".
+preference metrics before and after, the log of the training, seconds. What is known before training is written then,
+with "finished": false, so that a run that is stopped can be reported. `job.measure(model, tokenizer)` may add
+measurements of its own, under the key "generation"; `job.samples` held-out prompts are answered before and after.
 
 Everything that can be wrong with the input raises before training. A run from scratch keeps the imitating model in
 `imitation/`, from where a resumed run takes it.
@@ -17,19 +18,21 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amopo.cli.console import Console
+from amopo.cli.console import Console, is_main_process
 from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
 from amopo.cli.models import add_lora, fresh, load
 from amopo.data import Pair, PairTokenizer, TokenizationReport, cached_samples
 from amopo.evaluation.preferences import silence, without_prefix
+from amopo.evaluation.samples import sample_responses
 from amopo.packing import TokenizedSample
 from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
@@ -64,6 +67,8 @@ class Job:
     lora_alpha: float | None = None
     cache: bool = False
     imitation: Imitation = dataclasses.field(default_factory=Imitation)
+    samples: int = 0
+    sample_tokens: int = 128
     measure: Callable[[Any, Any], Mapping[str, Any]] | None = None
 
     @property
@@ -72,7 +77,7 @@ class Job:
 
 
 def run_job(job: Job, console: Console) -> dict[str, Any]:
-    with console.stage("load"):
+    with console.stage("load"), console.busy("loading the model"):
         model, tokenizer = _prepare_model(job, console)
     train, report = _tokenize(job, job.inputs.train.pairs, tokenizer, console)
     console.say(f"training tokens: {report}")
@@ -94,12 +99,15 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
     if parse_scratch(job.model) is not None and not job.resume:
         metrics["imitation"] = _imitate(job, trainer.model, tokenizer, console)
     before = _measure(job, trainer, tokenizer, console, "before")
+    unfinished = {"finished": False} | {name: {"before": found} for name, found in before.items()}
+    write_metrics(job.folder, metrics | unfinished)
     with console.stage("train"):
         trainer.train(resume_from_checkpoint=job.resume or None)
     after = _measure(job, trainer, tokenizer, console, "after")
-    with console.stage("save"):
+    with console.stage("save"), console.busy("saving"):
         trainer.save_model()
-    metrics |= {name: {"before": before[name], "after": after[name]} for name in before}
+    metrics["finished"] = True
+    metrics |= {name: {"before": found, "after": after[name]} for name, found in before.items()}
     metrics["log_history"] = trainer.state.log_history
     metrics["seconds"] = {name: round(seconds, 1) for name, seconds in console.seconds.items()}
     write_metrics(job.folder, metrics)
@@ -107,9 +115,13 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """Writes `metrics.json`, whole or not at all, in the main process."""
     path = folder / METRICS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
+    if is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
     return path
 
 
@@ -260,6 +272,18 @@ def _measure(job: Job, trainer: Any, tokenizer: Any, console: Console, when: str
     if job.measure is not None:
         with console.stage("generation"):
             measured["generation"] = job.measure(trainer.model, tokenizer)
+    if job.samples and job.inputs.evaluation.records and is_main_process():
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            console.say("no samples: they are not generated from a model that is sharded over devices")
+            return measured
+        with console.stage("samples"), console.busy("answering sample prompts"):
+            measured["samples"] = sample_responses(
+                trainer.model,
+                tokenizer,
+                job.inputs.evaluation.records[: job.samples],
+                max_prompt_length=job.max_prompt_length,
+                max_new_tokens=min(job.sample_tokens, job.max_response_length),
+            )
     return measured
 
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("amopo.cli.train", "align a model to several objectives, from a preference file"),
     "eval": ("amopo.cli.evaluate", "margins and accuracies of a model on a preference file, or its scores on tasks"),
     "data": ("amopo.cli.data", "inspect, convert, split and annotate preference data"),
+    "report": ("amopo.cli.report", "one page with the figures of a run, or of several side by side"),
     "doctor": ("amopo.cli.doctor", "compare packed rows with separate forwards on a model, device and precision"),
     "env": ("amopo.cli.env", "versions, devices, and which implementation of each operation runs"),
     "demo": ("amopo.cli.demo", "the whole way on generated tasks, in a few minutes on a CPU"),

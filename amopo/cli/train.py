@@ -1,7 +1,7 @@
 """`amopo train`: from a preference file to an aligned model.
 
 Reads, checks, tokenises; imitates first if the model is made from scratch; trains; saves model, tokenizer,
-`metrics.json` and `picture.png` in the output directory; shows before and after on the held-out pairs.
+`metrics.json`, `picture.png` and `report.html` in the output directory; shows before and after on the held-out pairs.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from amopo.cli.console import Console
+from amopo.cli.console import Console, is_main_process
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
 from amopo.cli.models import DTYPES, need
 from amopo.cli.options import Option, Settings, options_of
+from amopo.cli.report import report_after_run
 from amopo.data import get_template, with_overall
 from amopo.data.pairs import ORIENTATIONS, STRATEGIES, check_pairs_per_prompt
 from amopo.data.readers import FORMATS
 from amopo.data.scales import check_objectives
-from amopo.report.changes import Change, Section
+from amopo.report.changes import preference_sections
 
 DESCRIPTION = "Aligns a model to several objectives, from a file of scored responses."
 
@@ -135,6 +136,9 @@ def options() -> list[Option]:
         Option("imitation_learning_rate", float, "for scratch models", default=2e-3, important=False),
         Option("imitation_tokens", int, "tokens per imitation step", default=4096, important=False),
         Option("imitation_conditioned", float, "share of prompts with a template", default=0.5, important=False),
+        Option("samples", int, "held-out prompts to answer before and after, for the report", default=8),
+        Option("sample_tokens", int, "longest of these answers", default=128, important=False),
+        Option("report", bool, "end with a report (report.html, as amopo report does)", default=True, important=False),
         Option("report_to", str, "tracker that metrics are sent to", default="none", important=False),
     ]
     trainers = options_of(AMoPOConfig, important=IMPORTANT, exclude=OWN, help=HELP)
@@ -145,7 +149,7 @@ def run(settings: Settings) -> None:
     console = Console(quiet=settings.quiet)
     check_choices(settings)
     args = make_config(settings)
-    with console.stage("read"):
+    with console.stage("read"), console.busy("reading"):
         inputs = read(settings, eval_data=settings.eval_data, eval_fraction=settings.eval_fraction, seed=args.seed)
     for line in inputs.lines():
         console.say(line)
@@ -171,9 +175,14 @@ def run(settings: Settings) -> None:
             tokens_per_batch=settings.imitation_tokens,
             conditioned=settings.imitation_conditioned,
         ),
+        samples=settings.samples,
+        sample_tokens=settings.sample_tokens,
     )
     metrics = run_job(job, console)
-    report(metrics, args.objectives, job.folder, console)
+    if is_main_process():
+        report(metrics, args.objectives, job.folder, console)
+        if settings.report:
+            report_after_run(job.folder, console)
 
 
 def check_choices(settings: Settings) -> None:
@@ -191,6 +200,10 @@ def check_choices(settings: Settings) -> None:
     for name in ("imitation_epochs", "imitation_learning_rate", "imitation_tokens"):
         if name in settings.values and not settings.values[name] > 0:
             raise UsageError(f"--{name.replace('_', '-')}: a number above 0 is needed, not {settings.values[name]}")
+    if settings.values.get("samples", 0) < 0:
+        raise UsageError(f"--samples: 0 (none) or more, not {settings.samples}")
+    if settings.values.get("sample_tokens", 1) < 1:
+        raise UsageError(f"--sample-tokens: at least 1, not {settings.sample_tokens}; --samples 0 leaves them out")
     if not 0 <= settings.values.get("imitation_conditioned", 0) <= 1:
         raise UsageError(f"--imitation-conditioned: a share between 0 and 1, not {settings.imitation_conditioned}")
 
@@ -249,21 +262,6 @@ def quiet_libraries(settings: Settings) -> None:
     if not settings.debug:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-
-
-def preference_sections(
-    before: Mapping[str, float], after: Mapping[str, float], objectives: Sequence[str]
-) -> list[Section]:
-    """Accuracies and margins on held-out pairs, per objective."""
-    sections = []
-    for title, metric, signed in (
-        ("held-out pairs: accuracy", "rewards/accuracies", False),
-        ("held-out pairs: margin", "rewards/margins", True),
-    ):
-        keys = {name: f"{metric}/{name}" for name in objectives} | {"mean": metric}
-        changes = [Change(name, before[key], after[key], digits=3, signed=signed) for name, key in keys.items()]
-        sections.append(Section(title, changes))
-    return sections
 
 
 def report(metrics: Mapping[str, Any], objectives: Sequence[str], folder: Any, console: Console) -> None:
