@@ -3,7 +3,7 @@
 Contract
 --------
 `t_interval(values)` -> (low, high) of the mean of independent runs, by Student's t with n - 1 degrees of freedom; None
-for fewer than two values.
+for fewer than two values, and where one of them is no number.
 
 `Resamples(sizes, count=2000, seed=0)` is a bootstrap over prompts: `sizes[s]` prompts were measured with seed s, and
 every resample draws that many of them again, with replacement, within each seed. The same object gives every quantity
@@ -57,7 +57,7 @@ def _central_mass(theta: float, degrees: int) -> float:
 def t_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[float, float] | None:
     """Where the mean of such values lies, if they are independent and about normal."""
     n = len(values)
-    if n < 2:
+    if n < 2 or not all(map(math.isfinite, values)):
         return None
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
@@ -118,7 +118,7 @@ def estimate(table: Tensor, *, level: float = LEVEL) -> Estimate:
     # A resample may hold none of a few rare pairs, which has no ratio; it is left out.
     ends = torch.nanquantile(table[1:].mean(1), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(
-        mean=math.fsum(per_seed) / len(per_seed),
+        mean=float(table[0].mean()),
         per_seed=per_seed,
         over_seeds=t_interval(per_seed, level=level),
         over_prompts=(ends[0], ends[1]),

@@ -50,7 +50,9 @@ def make_record(
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     path = folder / FILE
     # One line per list of numbers, else every interval takes four.
-    text = re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(record, indent=1))
+    text = re.sub(
+        r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(record, indent=1)
+    )
     path.write_text(text + "\n", encoding="utf-8")
     return path
 

@@ -52,6 +52,9 @@ class SummevalSettings(Settings):
 
     eval_fraction: float = 0.3
     imitation_epochs: float = 4.0
+    # Nine of ten responses fit whole; of an article the beginning and the end are shown.
+    max_prompt_length: int = 96
+    max_response_length: int = 192
     steps: int = 30
     # A row holds one pair under all objectives; its attention costs the square of its length.
     pairs_per_batch: int = 1

@@ -43,14 +43,18 @@ def column(results: Results, method: str, *path: str) -> list[Any]:
     return found
 
 
-def compared(tables: Mapping[str, Tensor]) -> dict[str, dict[str, Entry]]:
-    """Per method: the value, its change from the start (absolute and relative), and what sets it apart from AMoPO."""
+def compared(tables: Mapping[str, Tensor], *, relative: bool = False) -> dict[str, dict[str, Entry]]:
+    """Per method: the value, its change from the start, and what sets it apart from AMoPO.
+
+    `relative` adds the change as a part of the start, for scores; of a margin near 0 that would say nothing.
+    """
     found = {}
     for method, table in tables.items():
         found[method] = {"value": entry(table)}
         if method != START:
             found[method]["change"] = entry(table - tables[START])
-            found[method]["relative"] = entry(table / tables[START] - 1)
+            if relative:
+                found[method]["relative"] = entry(table / tables[START] - 1)
         if method not in (START, REFERENCE) and REFERENCE in tables:
             found[method]["against_reference"] = entry(table - tables[REFERENCE])
     return found
@@ -66,7 +70,10 @@ def generated(results: Results, objectives: Sequence[str]) -> dict[str, Any]:
     """{"drawn" | "likeliest": {variant: {objective or "mean": compared}}}."""
     return {
         kind: {
-            variant: {name: compared(score_tables(results, kind, variant, name)) for name in (*objectives, "mean")}
+            variant: {
+                name: compared(score_tables(results, kind, variant, name), relative=True)
+                for name in (*objectives, "mean")
+            }
             for variant in variants
         }
         for kind, variants in (("drawn", (PLAIN, *objectives)), ("likeliest", (PLAIN,)))
