@@ -113,7 +113,7 @@ def _make_start(study: Study, seed: int, inputs: Inputs, store: Store, console: 
 def training_samples(
     study: Study, method: Method, tokenizer: Any, inputs: Inputs, *, seed: int
 ) -> list[TokenizedSample]:
-    """The training pairs as this method sees them, in the same order for all."""
+    """The training pairs as this method sees them, in the same order for all; as many as fill whole batches."""
     samples = tokenize(
         inputs.train.pairs,
         tokenizer,
@@ -124,6 +124,7 @@ def training_samples(
         max_response_length=study.settings.max_response_length,
         plain=method.plain,
     )
+    samples = samples[: len(samples) - len(samples) % study.settings.pairs_per_batch]
     return swap_at_random(samples, seed=seed) if method.swapped else samples
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """What both studies have. A step is `pairs_per_batch * batches_per_step` pairs, whatever the method."""
+    """What both studies have. A step is `pairs_per_batch * batches_per_step` pairs, whatever the method.
+
+    Batches are filled in windows of 512 pairs, so `pairs_per_batch` must be a power of two for all to be full.
+    """
 
     model: str = "scratch:tiny"
     max_prompt_length: int = 128
@@ -27,6 +30,10 @@ class Settings:
     warmup_steps: int = 10
     beta: float = 2.0
     gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pairs_per_batch < 1 or self.pairs_per_batch & (self.pairs_per_batch - 1):
+            raise ValueError(f"pairs_per_batch must be a power of two, not {self.pairs_per_batch}")
 
     @property
     def pairs(self) -> int:

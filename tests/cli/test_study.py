@@ -8,6 +8,7 @@ import pytest
 
 from amopo.study import settings as study_settings
 from amopo.study import tasks
+from amopo.study.base import Check
 
 TINY = {
     "model": "scratch:nano",
@@ -46,12 +47,10 @@ def test_a_study_writes_tables_pictures_and_a_record_and_fails_if_a_check_does(a
     for name in ("scores", "control", "margins"):
         assert (out / f"{name}.svg").read_text().startswith("<?xml")
     # The results are there, so a second call only reads them; with checks that hold it ends well.
-    monkeypatch.setattr(tasks, "SMALLEST_RISE", -1.0)
-    monkeypatch.setattr(tasks, "LARGEST_PLACEBO_RISE", 10.0)
+    monkeypatch.setattr(tasks.TaskStudy, "checks", lambda self, found: [Check("two and two are four", True)])
     again = amopo(*argv)
-    assert "6 of 6 results are there already" in again.out
-    margins_hold = all(check["holds"] for check in record["checks"] if "margin rises" in check["text"])
-    assert again.status == (0 if margins_hold else 1)
+    assert again.status == 0 and again.err == ""
+    assert "6 of 6 results are there already" in again.out and "holds: two and two are four" in again.out
     assert json.loads((out / "study.json").read_text())["summary"] == record["summary"]
 
 

@@ -11,13 +11,13 @@ from amopo.study.settings import SummevalSettings, TaskSettings
 
 TINY = TaskSettings(
     model="scratch:nano",
-    train_prompts=40,
+    train_prompts=43,
     eval_prompts=6,
     plain_draws=1,
     template_draws=1,
     imitation_epochs=1.0,
     steps=2,
-    pairs_per_batch=3,
+    pairs_per_batch=4,
     batches_per_step=2,
     warmup_steps=1,
     learning_rate=1e-3,
