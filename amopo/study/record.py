@@ -35,9 +35,9 @@ def make_record(
         "settings": {**study.fingerprint(), "template": study.template.name, "sharing": study.sharing},
         "parameters": start["parameters"],
         "data": {str(seed): of_seed["start"]["data"] for seed, of_seed in results.items()},
-        "seconds": {
+        "cpu_seconds": {
             name: {
-                str(seed): round(of_seed[name]["train_seconds"] + of_seed[name]["measure_seconds"])
+                str(seed): round(of_seed[name]["train_cpu_seconds"] + of_seed[name]["measure_cpu_seconds"])
                 for seed, of_seed in results.items()
             }
             for name in next(iter(results.values()))

@@ -26,7 +26,7 @@ def test_an_unknown_study_is_refused():
         study_of({"study": "other"})
 
 
-def test_the_facts_name_command_machine_and_minutes():
+def test_the_facts_name_command_machine_and_cpu_time():
     text = facts(
         {
             "command": "amopo demo --seeds 3",
@@ -35,7 +35,7 @@ def test_the_facts_name_command_machine_and_minutes():
             "parameters": 870_000,
             "machine": {"processor": "a CPU", "torch threads": 2},
             "versions": {"torch": "2.13", "transformers": "5", "amopo": "0.1"},
-            "seconds": {"start": {"1": 60, "2": 60}, "mean": {"1": 30, "2": 30}},
+            "cpu_seconds": {"start": {"1": 60, "2": 60}, "mean": {"1": 30, "2": 30}},
         }
     )
-    assert text.startswith("`amopo demo --seeds 3`, 2026-01-01: seeds 1, 2, 0.87M parameters, 3 minutes on a CPU (2 th")
+    assert text.startswith("`amopo demo --seeds 3`, 2026-01-01: seeds 1, 2, 0.87M parameters, 3 CPU minutes on a CPU (2 th")

@@ -16,7 +16,7 @@ from amopo.study.tasks import TaskStudy
 
 from .conftest import TINY
 
-TIMES = ("train_seconds", "measure_seconds", "log")
+TIMES = ("train_cpu_seconds", "measure_cpu_seconds", "log")
 
 
 def numbers(results: dict) -> dict:
