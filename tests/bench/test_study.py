@@ -38,4 +38,4 @@ def test_the_facts_name_command_machine_and_cpu_time():
             "cpu_seconds": {"start": {"1": 60, "2": 60}, "mean": {"1": 30, "2": 30}},
         }
     )
-    assert text.startswith("`amopo demo --seeds 3`, 2026-01-01: seeds 1, 2, 0.87M parameters, 3 CPU minutes on a CPU (2 th")
+    assert text.startswith("`amopo demo --seeds 3`, 2026-01-01: seeds 1, 2, 0.87M parameters, 3 CPU minutes on a CPU")
