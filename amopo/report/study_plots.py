@@ -139,7 +139,7 @@ def draw_matrices(path: Path, found: Mapping[str, Any], objectives: Sequence[str
         axes.tick_params(length=0)
     for axes in panels[len(found) :]:
         axes.set_axis_off()
-    figure.suptitle(f"asked for (row) → {unit} (column), against the plain prompt", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"rows: asked for; columns: {unit}, against the plain prompt", x=0.01, ha="left", fontsize=11)
     return _save(figure, path)
 
 
