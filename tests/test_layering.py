@@ -34,6 +34,7 @@ FLOORS: dict[str, tuple[int, frozenset[str]]] = {
     "amopo.evaluation": (4, frozenset()),
     "amopo.cli": (5, frozenset()),
     "amopo.report": (5, frozenset()),
+    "amopo.study": (5, frozenset()),
     "amopo.__main__": (5, frozenset()),
     # the package itself: `from amopo import __version__`, or a public name through the lazy table
     "amopo": (4, frozenset()),

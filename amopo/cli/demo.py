@@ -5,7 +5,8 @@ from nothing learns to imitate them, all of them; AMoPO then teaches it which ar
 held-out prompts, plain and with each objective's template, and the same programs score what it wrote. The table shows
 what rose and what fell; `metrics.json`, `picture.png` and `report.html` in the output directory hold everything.
 
-It is the job of `amopo train` with settings that suit a small model; `--quick` does less of each part.
+It is the job of `amopo train` with settings that suit a small model; `--quick` does less of each part. With `--seeds`
+or `--study` it is a study instead: see `amopo.cli.study`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from amopo.cli import study
 from amopo.cli.console import Console
 from amopo.cli.inputs import read_inputs
 from amopo.cli.models import need
@@ -66,10 +68,16 @@ def options() -> list[Option]:
         Option("quick", bool, "under a minute, with less of everything", default=False),
         Option("out", str, "where the model, metrics.json and picture.png go", default="runs/demo", metavar="DIR"),
         Option("seed", int, "seed of the tasks, the model and the training", default=0),
+        Option("seeds", int | None, "a study: AMoPO, SimPO and a placebo, with the seeds 1 to N", default=None),
+        Option("study", str | None, f"which study: {', '.join(study.STUDIES)}", default=None),
+        Option("data", str | None, "for --study summeval: summaries with ratings", default=None, metavar="FILE"),
     ]
 
 
 def run(settings: Settings) -> None:
+    if study.wants_study(settings):
+        study.run(settings)
+        return
     from amopo.trainer.config import AMoPOConfig
 
     console = Console(quiet=settings.quiet)

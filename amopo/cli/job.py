@@ -78,7 +78,7 @@ class Job:
 
 def run_job(job: Job, console: Console) -> dict[str, Any]:
     with console.stage("load"), console.busy("loading the model"):
-        model, tokenizer = _prepare_model(job, console)
+        model, tokenizer = prepare_model(job, console)
     train, report = _tokenize(job, job.inputs.train.pairs, tokenizer, console)
     console.say(f"training tokens: {report}")
     data = {"training": {"pairs": job.inputs.train.report, "tokens": report}}
@@ -97,7 +97,7 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
         "data": data,
     }
     if parse_scratch(job.model) is not None and not job.resume:
-        metrics["imitation"] = _imitate(job, trainer.model, tokenizer, console)
+        metrics["imitation"] = imitate_first(job, trainer.model, tokenizer, console)
     before = _measure(job, trainer, tokenizer, console, "before")
     unfinished = {"finished": False} | {name: {"before": found} for name, found in before.items()}
     write_metrics(job.folder, metrics | unfinished)
@@ -125,7 +125,7 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     return path
 
 
-def _prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
+def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
     """The model as it stands before any training, its tokenizer."""
     size = parse_scratch(job.model)
     if size is not None and job.lora_r is not None:
@@ -154,7 +154,8 @@ def _prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _imitate(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str, Any]:
+def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str, Any]:
+    """Trains a model from scratch to imitate the training responses, and keeps it in `imitation/`."""
     from amopo.trainer.demonstrations import demonstrations
     from amopo.trainer.imitation import imitate
 
