@@ -180,6 +180,8 @@ def _scores(
     scores = {}
     for objective in objectives:
         value = given.get(objective)
+        if value is None and template == PLAIN:  # it shows no score, so none is missing
+            value = scales[objective].high
         if not is_finite_number(value):
             raise DataError(f"{column!r} has {value!r} for objective {objective!r}; a finite number is needed")
         if objective in scales and value not in scales[objective]:
