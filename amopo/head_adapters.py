@@ -74,7 +74,7 @@ def head_path(lm_head: nn.Module) -> HeadPath:
         return HeadPath((module,), module, None)
     definer = definer_of_forward(module)
     if (definer.__module__, definer.__name__) != _LORA_LINEAR:
-        _refuse(module, f"an adapter layer of type {definer.__module__}.{definer.__name__}, which is not LoRA")
+        _refuse(module, f"an adapter that is not LoRA ({definer.__module__}.{definer.__name__})")
     if getattr(module, "fan_in_fan_out", False):
         _refuse(module, "LoRA on a weight that is stored transposed (fan_in_fan_out=True)")
     base = module.base_layer

@@ -180,7 +180,8 @@ def ia3():
 REFUSED = {
     "dora": (lambda: adapted(use_dora=True), r"DoRA on the head .adapter 'default', DoraLinearVariant"),
     "two active": (two_active, r"2 active adapters .default, other.*set_adapter"),
-    "not lora": (ia3, r"an adapter layer of type peft.tuners.ia3.layer.Linear, which is not LoRA"),
+    "not lora": (ia3, r"an adapter that is not LoRA .peft.tuners.ia3.layer.Linear."),
+    "lora on the parameter": (lambda: adapted([], target_parameters=["lm_head.weight"]), "not LoRA .*ParamWrapper"),
     "embedding tied to the head": (lambda: tied(["embed_tokens"]), "input embeddings carry an adapter .Embedding."),
     "embedding trained whole, tied": (
         lambda: tied(BODY, modules_to_save=["embed_tokens"]),
@@ -196,6 +197,11 @@ def test_what_would_be_wrong_is_refused_by_name(name, tmp_path):
         amopo.patch(make())
     with pytest.raises(ValueError, match=message):
         AMoPOTrainer(make(), tiny_runs.config(tmp_path), train_dataset=tiny_runs.samples(2))
+
+
+def test_single_tokens_trained_at_both_ends_of_a_tied_model_are_refused():
+    with pytest.raises(TypeError, match="TrainableTokensWrapper with a forward of its own"):
+        amopo.patch(tied(BODY, trainable_token_indices={"embed_tokens": [3, 4]}))
 
 
 def test_untied_embeddings_may_carry_an_adapter():

@@ -1,4 +1,4 @@
-"""Makes what tests share importable: here, in tests/trainer (tiny models), tests/kernels (watches), and the examples."""
+"""Makes importable what tests share here, in tests/trainer (tiny models), tests/kernels (watches); the examples."""
 
 import os
 import sys
