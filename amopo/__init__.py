@@ -24,6 +24,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "pack": ("amopo.packing.pack", "pack"),
     "PackedBatch": ("amopo.packing.pack", "PackedBatch"),
     "TreeLayout": ("amopo.packing.layout", "TreeLayout"),
+    "patch": ("amopo.integrations.patch", "patch"),
     "packed_logps": ("amopo.trainer", "packed_logps"),
     "AMoPOTrainer": ("amopo.trainer", "AMoPOTrainer"),
     "AMoPOConfig": ("amopo.trainer", "AMoPOConfig"),
@@ -45,6 +46,7 @@ __all__ = [
     "pack",
     "PackedBatch",
     "TreeLayout",
+    "patch",
     "packed_logps",
     "AMoPOTrainer",
     "AMoPOConfig",
@@ -56,6 +58,7 @@ __all__ = [
 if TYPE_CHECKING:
     from amopo import objectives, templates, weights
     from amopo.fused_loss import FusedLoss, fused_loss, loss_from_logps
+    from amopo.integrations.patch import patch
     from amopo.packing import PackedBatch, TokenizedSample, TreeLayout, pack
     from amopo.trainer import AMoPOConfig, AMoPOTrainer, packed_logps
     from amopo_kernels import linear_logprobs, sequence_stats, workspace_bytes

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from amopo.head import head_logps, vocab_size
-from amopo.padded import check_rows, orient_rows, select_rows, sequence_rows
+from amopo.padded import check_rows, label_places, orient_rows, select_rows, sequence_rows
 from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_tokens
 from amopo_kernels.gather import gather_rows
 
@@ -93,18 +93,12 @@ def fused_loss(
         logps = head_logps(lm_head, rows, layout.row_target, **head_options)
         return _loss_of_layout(logps, layout, settings, sample_ids)
     else:
-        given = labels if labels is not None else shift_labels
-        if not isinstance(given, Tensor):
-            raise TypeError(f"labels must be a tensor [rows, length], got {type(given).__name__}")
+        given = _checked_labels(labels, shift_labels, num_objectives)
         if hidden.dim() != 3 or tuple(given.shape) != tuple(hidden.shape[:2]):
             raise ValueError(
                 f"hidden must be [rows, length, H] and labels [rows, length], got {tuple(hidden.shape)} and "
                 f"{tuple(given.shape)}"
             )
-        if given.dtype not in (torch.int64, torch.int32, torch.int16):
-            raise TypeError(f"labels must be integers (int64, int32 or int16), got {given.dtype}")
-        if num_objectives is None:
-            raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
         sequences = sequence_rows(hidden.shape[0], num_objectives, order, row_ids, hidden.device)
         preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
         selected = select_rows(given, shifted=labels is None, ignore_index=ignore_index)
@@ -129,8 +123,15 @@ def fused_loss(
 
 def loss_from_logps(
     logps: Tensor,
-    layout: TreeLayout,
+    layout: TreeLayout | None = None,
     *,
+    labels: Tensor | None = None,
+    shift_labels: Tensor | None = None,
+    num_objectives: int | None = None,
+    order: str = "objective_major",
+    row_ids: Tensor | None = None,
+    signs: Tensor | None = None,
+    ignore_index: int = -100,
     beta: float = 0.8,
     gamma: float = 0.0,
     objective: Objective = "amopo",
@@ -143,13 +144,45 @@ def loss_from_logps(
     step: int | None = None,
     validate: bool = False,
 ) -> FusedLoss:
-    """The loss from per-row log-probs `[R]` of a layout's rows (`layout.row_index`, `layout.row_target`).
+    """The loss from log-probs that were made elsewhere: a patched model, or another library's fused head.
 
-    The arguments are those of `fused_loss`; signs come with the layout.
+    Args:
+        logps: with a layout `[R]`, one per row of it (`layout.row_index`, `layout.row_target`). With labels
+            `[rows, length]`, at the places of the labels (`amopo.patch`), or `[rows, length - 1]`, without the first
+            column of unshifted labels (TRL). Values where the label is `ignore_index` are not read.
+        layout, labels, shift_labels: exactly one; labels as in `fused_loss`. The other arguments too are those of
+            `fused_loss`; signs come with the layout, or as `signs` beside labels.
     """
     settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step)
     settings.check()
-    settings.check_signs(is_oriented(layout))
+    if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
+        raise ValueError("pass exactly one of layout, labels (unshifted) and shift_labels")
+    if signs is not None and layout is not None:
+        raise ValueError("signs come with the layout: give them to TokenizedSample and pack; signs= is for padded rows")
+    settings.check_signs(signs is not None or (layout is not None and is_oriented(layout)))
+    if layout is None:
+        given = _checked_labels(labels, shift_labels, num_objectives)
+        shifted = labels is None
+        columns = [given.shape[-1]] if shifted else [given.shape[-1], given.shape[-1] - 1]
+        if given.dim() != 2 or logps.dim() != 2 or logps.shape[0] != given.shape[0] or logps.shape[1] not in columns:
+            raise ValueError(
+                f"logps must be [{given.shape[0]}, {' or '.join(map(str, columns))}] for labels {tuple(given.shape)}, "
+                f"got {tuple(logps.shape)}"
+            )
+        sequences = sequence_rows(given.shape[0], num_objectives, order, row_ids, logps.device)
+        preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
+        selected = select_rows(given, shifted=shifted, ignore_index=ignore_index)
+        if validate or given.device.type == "cpu":
+            check_rows(selected, sequences, None)
+        places = label_places(selected, given.shape[1], logps.shape[1], shifted=shifted)
+        tokens = logps.flatten().index_select(0, places.to(logps.device, non_blocking=True))
+        if validate:
+            _check_logps(tokens, selected.offsets, sequences)
+        offsets = selected.offsets.to(logps.device, non_blocking=True)
+        shape = (sequences.shape[0], num_objectives)
+        return loss_from_tokens(tokens, offsets, preferred, shape, settings, sample_ids, present)
+    if num_objectives is not None and num_objectives != layout.num_objectives:
+        raise ValueError(f"num_objectives={num_objectives} but the layout has {layout.num_objectives}")
     if logps.dim() != 1 or logps.shape[0] != layout.row_index.shape[0]:
         expected = layout.row_index.shape[0]
         raise ValueError(f"logps must be [{expected}], one per row of the layout, got {tuple(logps.shape)}")
@@ -157,6 +190,17 @@ def loss_from_logps(
         shape = (layout.num_samples, layout.num_objectives, 2)
         _check_logps(fan_out(logps, layout), layout.offsets, torch.arange(layout.offsets.shape[0] - 1).view(shape))
     return _loss_of_layout(logps, layout, settings, sample_ids)
+
+
+def _checked_labels(labels: Tensor | None, shift_labels: Tensor | None, num_objectives: int | None) -> Tensor:
+    given = labels if labels is not None else shift_labels
+    if not isinstance(given, Tensor):
+        raise TypeError(f"labels must be a tensor [rows, length], got {type(given).__name__}")
+    if given.dtype not in (torch.int64, torch.int32, torch.int16):
+        raise TypeError(f"labels must be integers (int64, int32 or int16), got {given.dtype}")
+    if num_objectives is None:
+        raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
+    return given
 
 
 def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None, vocab: int | None) -> Tensor:

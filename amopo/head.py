@@ -9,11 +9,13 @@ them, so what cannot be right raises.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from amopo.head_adapters import definer_of_forward, head_path
 from amopo_kernels.linear_logprobs import linear_logprobs
 
 
@@ -84,7 +86,7 @@ def vocab_size(lm_head: nn.Module | Tensor) -> int | None:
     """V, as far as it shows without gathering a sharded weight."""
     if isinstance(lm_head, Tensor):
         return lm_head.shape[0]
-    size = getattr(_active_module(lm_head), "out_features", None)
+    size = getattr(head_path(lm_head).base, "out_features", None)
     return size if isinstance(size, int) else None
 
 
@@ -111,25 +113,16 @@ def head_logps(
         return linear_logprobs(rows, lm_head, targets, **options)
     if not isinstance(lm_head, nn.Module):
         raise TypeError(f"lm_head must be a module or a weight tensor [V, H], got {type(lm_head).__name__}")
-    module = _active_module(lm_head)
-    _check_module(module)
+    path = head_path(lm_head)
+    _check_module(path.base)
 
     def logps_forward(rows: Tensor, targets: Tensor) -> Tensor:
-        weight = module.weight
+        weight = path.base.weight
         if weight.device.type == "meta":
             raise ValueError("lm_head.weight is on the meta device; offloaded heads are not supported, keep it loaded")
-        return linear_logprobs(rows, weight, targets, bias=getattr(module, "bias", None), **options)
+        return linear_logprobs(rows, weight, targets, bias=path.bias(), lora=path.low_rank(), **options)
 
-    had_own = "forward" in module.__dict__
-    before = module.__dict__.get("forward")
-    module.forward = logps_forward
-    try:
-        logps = module(rows, targets)
-    finally:
-        if had_own:
-            module.forward = before
-        else:
-            del module.forward
+    logps = _call_through(path.modules, logps_forward, rows, targets)
     expected = torch.float64 if rows.dtype == torch.float64 else torch.float32
     if not isinstance(logps, Tensor) or logps.dtype != expected:
         got = logps.dtype if isinstance(logps, Tensor) else type(logps).__name__
@@ -140,30 +133,43 @@ def head_logps(
     return logps
 
 
-def _active_module(lm_head: nn.Module) -> nn.Module:
-    """The copy that trains, where PEFT keeps one (`modules_to_save=["lm_head"]`)."""
-    copies = getattr(lm_head, "modules_to_save", None)
-    if isinstance(copies, nn.ModuleDict):
-        active = getattr(lm_head, "active_adapter", None)
-        active = active[0] if isinstance(active, (list, tuple)) and len(active) == 1 else active
-        if not isinstance(active, str) or active not in copies:
-            raise ValueError(f"lm_head has {len(copies)} saved copies and active adapter {active!r}; activate one")
-        return copies[active]
-    return lm_head
+def _call_through(
+    modules: tuple[nn.Module, ...], function: Callable[[Tensor, Tensor], Tensor], rows: Tensor, targets: Tensor
+) -> Tensor:
+    """`function(rows, targets)` inside calls of all `modules`, each in the one before it, so that all hooks run."""
+    if not modules or (torch.compiler.is_compiling() and not any(map(_has_hooks, modules))):
+        return function(rows, targets)  # Dynamo cannot follow a forward that is replaced for one call
+    module = modules[0]
+
+    def forward(rows: Tensor, targets: Tensor, **unknown: object) -> Tensor:
+        if unknown:  # PEFT's hooks pass adapter_names=, for a mixed batch
+            raise ValueError(f"lm_head got {', '.join(unknown)}, which the fused head does not support; leave it out")
+        return _call_through(modules[1:], function, rows, targets)
+
+    had_own = "forward" in module.__dict__
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        return module(rows, targets)
+    finally:
+        if had_own:
+            module.forward = before
+        else:
+            del module.forward
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
 
 
 def _check_module(module: nn.Module) -> None:
-    if hasattr(module, "lora_A") or hasattr(module, "base_layer"):
-        raise ValueError(
-            f"lm_head is a {type(module).__name__} adapter layer, whose adapter would be ignored: leave lm_head out of "
-            'target_modules, or train it whole with modules_to_save=["lm_head"]'
-        )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         raise TypeError(f"lm_head is a {type(module).__name__} without a weight tensor; a linear layer is needed")
-    # By class, not by instance: accelerate and others set a forward on the instance, which calls the class's. FSDP2
-    # makes a subclass at run time, so it is the class that defines forward that counts.
-    definer = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
+    # By class, not by instance: accelerate and others set a forward on the instance, which calls the class's.
+    definer = definer_of_forward(module)
     if definer not in (nn.Linear, nn.Embedding):
         raise TypeError(
             f"lm_head is a {type(module).__name__} with a forward of its own ({definer.__name__}.forward), which the "

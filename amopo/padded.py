@@ -106,6 +106,16 @@ def select_rows(labels: Tensor, *, shifted: bool, ignore_index: int) -> PaddedRo
     return PaddedRows(index, labels.reshape(-1).index_select(0, index).to(torch.int64), offsets)
 
 
+def label_places(rows: PaddedRows, length: int, columns: int, *, shifted: bool) -> Tensor:
+    """int64 `[N]`: where log-probs of `rows` stand in a flattened `[rows, columns]`, for labels of `length` columns.
+
+    `columns = length`: at the place of the label. `columns = length - 1`: one less, as TRL returns them (unshifted).
+    """
+    if columns == length:
+        return rows.index if shifted else rows.index + 1
+    return rows.index - rows.index // length
+
+
 def check_rows(rows: PaddedRows, sequences: Tensor, vocab: int | None) -> None:
     """Look at the values: every sequence has a response token and every target lies in the vocabulary.
 

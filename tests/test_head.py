@@ -67,25 +67,6 @@ def test_a_hook_that_casts_the_result_is_refused():
         head_logps(head, *rows_and_targets())
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_peft_layers_on_the_head(lora):
-    peft = pytest.importorskip("peft")
-    if lora:
-        config = peft.LoraConfig(target_modules=["lm_head", "q_proj"], r=2)
-    else:
-        config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], r=2)
-    model = peft.get_peft_model(tiny(tie_word_embeddings=False), config)
-    head = find_head(model).lm_head
-    rows, targets = rows_and_targets()
-    if lora:
-        with pytest.raises(ValueError, match="adapter would be ignored"):
-            head_logps(head, rows, targets)
-        return
-    head_logps(head, rows, targets).sum().backward()
-    trained = [name for name, p in model.named_parameters() if p.grad is not None]
-    assert len(trained) == 1 and "modules_to_save.default" in trained[0]
-
-
 @pytest.mark.parametrize(
     "model_type, options, expected",
     [
@@ -159,3 +140,14 @@ def test_wrapped_plain_heads_are_fine():
     del head.forward
     head.__class__ = type("FSDPLinear", (nn.Linear,), {"unshard": lambda self: None})
     assert head_logps(head, rows, targets).equal(expected)
+
+
+def test_a_compiled_call_equals_a_plain_one_in_values_and_gradients():
+    torch._dynamo.reset()
+    rows, targets = rows_and_targets()
+    head = nn.Linear(16, 40)
+    plain = head_logps(head, rows, targets)
+    expected = torch.autograd.grad(plain.sum(), [rows, head.weight])
+    compiled = torch.compile(head_logps, backend="aot_eager", fullgraph=True)(head, rows, targets)
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(torch.autograd.grad(compiled.sum(), [rows, head.weight]), expected)

@@ -26,6 +26,7 @@ FLOORS: dict[str, tuple[int, frozenset[str]]] = {
     "amopo.packing": (2, frozenset({"amopo.objectives", "amopo.weights", "amopo.data"})),
     "amopo.fused_loss": (3, frozenset()),
     "amopo.head": (3, frozenset()),
+    "amopo.head_adapters": (3, frozenset()),
     "amopo.padded": (3, frozenset()),
     "amopo.preference_loss": (3, frozenset()),
     "amopo.trainer": (4, frozenset()),

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from amopo.head import find_head
+from amopo.head_adapters import check_adapters
 from amopo.packing.attention import text_config
 from amopo.packing.support import check_packing_support
 from amopo.trainer.config import AMoPOConfig
@@ -34,8 +35,8 @@ def check_setup(model: nn.Module, args: AMoPOConfig) -> None:
             f"{args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel; start one "
             "process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
         )
-    causal_lm(model)
     find_head(model)
+    check_adapters(causal_lm(model), training=True)
     check_packing_support(model)
     for name in ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob"):
         value = getattr(text_config(causal_lm(model)), name, None)

@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amopo.head import find_head, head_logps, unwrap
+from amopo.head import Head, find_head, head_logps, unwrap
+from amopo.head_adapters import check_adapters
 from amopo.packing import attention
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
@@ -69,14 +70,14 @@ def _takes_keywords(body: nn.Module) -> bool:
     return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _runs_alone(body: nn.Module) -> bool:
+def runs_alone(body: nn.Module) -> bool:
     """Whether the body can run outside of its wrappers: no weight is sharded away, a DTensor, or not loaded."""
     return all(type(p.data) is Tensor and p.numel() > 0 and not p.is_meta for p in body.parameters())
 
 
 def _why_not_tried(owner: nn.Module, body: nn.Module, *, has_own_flash: bool) -> str | None:
     """Why a small row cannot be run through the model as it is now, or None."""
-    if not _runs_alone(body):
+    if not runs_alone(body):
         return "the weights are sharded or not loaded"
     weight = body.get_input_embeddings().weight
     if has_own_flash and not (weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)):
@@ -129,6 +130,7 @@ def patch_forward(
     owner = causal_lm(model)
     check_packing_support(model if hasattr(model, "peft_config") else owner)
     body = find_head(owner).body
+    check_adapters(owner)
     check_position_ids(body)
     was_installed = attention.is_installed(owner)
     before = attention.install(owner) if _takes_keywords(body) else None
@@ -139,7 +141,7 @@ def patch_forward(
         else:
             device = body.get_input_embeddings().weight.device
             check_packed_row(body, vocab_size=text_config(owner).vocab_size, device=device, shares=before is not None)
-            if _runs_alone(owner):
+            if runs_alone(owner):
                 check_head(owner)
     except BaseException:
         if before is not None and not was_installed:
@@ -227,6 +229,14 @@ def _packed_forward(
         **_attention_arguments(model, layout, input_ids.device),
     )
     hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+    return _row_logps(head, hidden, layout, logits_dtype, budget)
+
+
+# torch.compile would compile the head anew for every number of rows, and there is nothing left in it to fuse.
+@torch.compiler.disable
+def _row_logps(
+    head: Head, hidden: Tensor, layout: TreeLayout, logits_dtype: torch.dtype | str | None, budget: int | None
+) -> Tensor:
     hidden = hidden.reshape(-1, hidden.shape[-1])
     rows = hidden.index_select(0, layout.row_index) if layout.rows is None else gather_rows(hidden, layout.rows)
     return head_logps(

@@ -1,0 +1,322 @@
+"""AMoPO in a `transformers.Trainer` that you have already: a mixin for the loss, a collator for the batches.
+
+    class MyTrainer(AMoPOMixin, Trainer): ...
+
+    MyTrainer(model, args, train_dataset=samples, data_collator=PreferenceCollator(pad_token_id=0),
+              amopo=PreferenceLoss(objectives=["helpfulness", "brevity"]))
+
+Contract
+--------
+The mixin replaces the loss, its normalisation, evaluation and the metrics; loaders, optimizer, checkpoints stay yours.
+It patches the model (`amopo.patch`) and takes two kinds of batches:
+
+- packed (`PreferenceCollator()`): `input_ids`, `position_ids` [1, T], `amopo_layout`; shared tokens once;
+- padded (`PreferenceCollator(pad_token_id=..., packed=False)`, or your own): `input_ids`, `attention_mask` [2KB, L] and
+  `labels` [2KB, L] with -100 on all but responses, or TRL's `completion_mask`. `PreferenceLoss.order` says how its rows
+  stand. What else is in a padded batch goes to the model, but for names that begin with `amopo_` or `ref_`.
+
+Either may bring `amopo_sample_ids` int64 [B], by which the weights' noise is keyed.
+
+The loss is the mean over the samples of the whole optimizer step, all ranks and accumulation steps, as in
+`amopo.AMoPOTrainer`, which is the better choice where nothing binds you to a trainer of your own: it fills batches to a
+token budget and resumes exactly. Metrics have the same names; means are exact, but for samples that accelerate repeats
+to fill the last batch on several ranks, which count twice.
+
+Unsupported (raises): nn.DataParallel, `compute_metrics` and other functions of logits (there are none), label
+smoothing, a fused cross-entropy that fights over the forward (`use_liger_kernel`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from amopo.fused_loss import loss_from_logps
+from amopo.head_adapters import check_adapters
+from amopo.integrations.patch import Patch, patch
+from amopo.packing.sample import TokenizedSample, sample_id_to_int64
+from amopo.preference_loss import FusedLoss
+from amopo.trainer.batches import PackCollator
+from amopo.trainer.forward import causal_lm
+from amopo.trainer.logps import check_logps_dtype
+from amopo.trainer.metrics import MetricSums
+
+IGNORE = -100
+EVALUATION_STEP = 0  # the noise of an evaluation is fixed, so that two of them agree
+_OURS = ("amopo_", "ref_", "labels", "completion_mask")
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """The loss of `AMoPOMixin`; the arguments of `amopo.fused_loss` of the same names.
+
+    objectives: names of the K objectives, in the order of each sample's prompts. order: of padded rows.
+    """
+
+    objectives: Sequence[str]
+    beta: float = 0.8
+    gamma: float = 0.0
+    objective: str | Callable[..., Tensor] = "amopo"
+    weights: Any = "gaussian"
+    pooled: str = "union"
+    seed: int = 0
+    order: str = "sample_major"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objectives, str) or not self.objectives:
+            raise ValueError(f"objectives must be a list of at least one name, got {self.objectives!r}")
+
+    @property
+    def num_objectives(self) -> int:
+        """K."""
+        return len(self.objectives)
+
+    def options(self) -> dict[str, Any]:
+        """What `loss_from_logps` takes."""
+        names = ("beta", "gamma", "objective", "weights", "pooled", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class PreferenceCollator:
+    """Batches of `TokenizedSample`s, or of mappings with its fields: packed, or padded on the right.
+
+    pad_token_id: needed for padding. sharing: of packed rows, see `amopo.pack`. pad_to_multiple_of: of padded lengths.
+    Padded rows stand sample by sample: chosen and rejected under the first objective, under the second, ...
+    """
+
+    pad_token_id: int | None = None
+    packed: bool = True
+    sharing: str = "pair"
+    pad_to_multiple_of: int | None = None
+
+    # The dataset's columns that are read; the mixin keeps them in a `datasets.Dataset`.
+    columns = ("prompts", "chosen", "rejected", "id")
+
+    def __post_init__(self) -> None:
+        if not self.packed and self.pad_token_id is None:
+            raise ValueError("PreferenceCollator(packed=False) needs pad_token_id, e.g. tokenizer.pad_token_id")
+        if self.packed and self.pad_to_multiple_of is not None:
+            raise ValueError("pad_to_multiple_of is for padded batches; packed rows have no padding")
+
+    def __call__(self, items: Sequence[TokenizedSample | Mapping[str, Any]]) -> dict[str, Any]:
+        samples = [_as_sample(item) for item in items]
+        if not samples:
+            raise ValueError("PreferenceCollator got no samples; give at least one")
+        if self.packed:
+            return PackCollator(sharing=self.sharing)([(sample, False) for sample in samples])
+        return self._padded(samples)
+
+    def _padded(self, samples: list[TokenizedSample]) -> dict[str, Any]:
+        counts = {sample.num_objectives for sample in samples}
+        if len(counts) > 1:
+            raise ValueError(f"samples of one batch must have the same number of prompts, got {sorted(counts)}")
+        sides = [(p, r) for s in samples for p in s.prompts for r in (s.chosen, s.rejected)]
+        multiple = self.pad_to_multiple_of or 1
+        length = -(-max(len(p) + len(r) for p, r in sides) // multiple) * multiple
+        input_ids = torch.full((len(sides), length), self.pad_token_id, dtype=torch.int64)
+        labels = torch.full_like(input_ids, IGNORE)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, (prompt, response) in enumerate(sides):
+            end = len(prompt) + len(response)
+            input_ids[row, :end] = torch.tensor([*prompt, *response])
+            labels[row, len(prompt) : end] = torch.tensor(response)
+            attention_mask[row, :end] = 1
+        ids = torch.tensor([sample_id_to_int64(sample.id) for sample in samples], dtype=torch.int64)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "amopo_sample_ids": ids,
+        }
+
+
+def _as_sample(item: TokenizedSample | Mapping[str, Any]) -> TokenizedSample:
+    if isinstance(item, TokenizedSample):
+        return item
+    if isinstance(item, Mapping) and {"prompts", "chosen", "rejected"} <= item.keys():
+        return TokenizedSample(item["prompts"], item["chosen"], item["rejected"], item.get("id", 0))
+    what = ", ".join(map(str, item)) if isinstance(item, Mapping) else type(item).__name__
+    raise TypeError(f"PreferenceCollator takes TokenizedSample, or prompts, chosen, rejected (token ids), got {what}")
+
+
+class _Size(NamedTuple):
+    """Tokens of a batch, as `MetricSums` counts them."""
+
+    num_tokens: int
+    represented_tokens: int
+
+
+class AMoPOMixin:
+    """Put it before the Trainer class: `class MyTrainer(AMoPOMixin, Trainer)`. Takes one more argument, `amopo`."""
+
+    # The loss is normalised over the whole optimizer step already. transformers >= 5.19 reads this; older versions
+    # look at model_accepts_loss_kwargs, set below.
+    loss_is_scaled_for_ga = True
+    # False: log-probs come from elsewhere (`token_logps` is overridden), and the model stays as it is.
+    patches_model = True
+
+    def __init__(self, *args: Any, amopo: PreferenceLoss, **kwargs: Any) -> None:
+        if not isinstance(amopo, PreferenceLoss):
+            raise TypeError(f"amopo must be a PreferenceLoss(objectives=[...]), got {type(amopo).__name__}")
+        for name in ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} has no meaning here: there are no logits; metrics are those of the loss")
+        super().__init__(*args, **kwargs)
+        self.amopo = amopo
+        self.model_accepts_loss_kwargs = True
+        self._sums = MetricSums(amopo.objectives)
+        self._evaluation_sums: MetricSums | None = None
+        self._check_arguments()
+        check_adapters(causal_lm(self.model), training=True)
+        self.amopo_patch: Patch | None = patch(self.model) if self.patches_model else None
+
+    def _check_arguments(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel; "
+                "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
+            )
+        if self.args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no meaning here: the preference loss has no labels to smooth")
+        if getattr(self.args, "use_liger_kernel", False):
+            raise ValueError("use_liger_kernel would replace the model's forward, which is fused already; leave it out")
+
+    # ---- batches ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        missing = [c for c in getattr(self.data_collator, "columns", ()) if c not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *missing]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if "amopo_layout" in inputs:
+            inputs["amopo_layout"] = inputs["amopo_layout"].to(self.args.device, non_blocking=True)
+        return inputs
+
+    def num_samples(self, inputs: Mapping[str, Any]) -> int:
+        """B of a batch."""
+        if "amopo_layout" in inputs:
+            return inputs["amopo_layout"].num_samples
+        rows, per_sample = inputs["input_ids"].shape[0], 2 * self.amopo.num_objectives
+        if rows % per_sample:
+            raise ValueError(
+                f"a batch of {rows} rows does not hold whole samples of {per_sample} rows (2 x "
+                f"{self.amopo.num_objectives} objectives); is PreferenceLoss.objectives right, and the collator?"
+            )
+        return rows // per_sample
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int]:
+        """The micro-batches of one optimizer step, and the number of samples in those of all ranks."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        count = sum(map(self.num_samples, batches))
+        if self.args.world_size > 1:
+            return batches, self._all_reduce(torch.tensor(count, device=device))
+        return batches, count
+
+    # ---- loss ----
+
+    def token_logps(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
+        """Log-probs `[rows, L]` or `[rows, L - 1]` of the labels of a padded batch; override to bring your own."""
+        return check_logps_dtype(model(**inputs, labels=labels))
+
+    def preference_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *, step: int, normalizer: Tensor | float | None = None
+    ) -> FusedLoss:
+        """The loss of one batch."""
+        options = {
+            **self.amopo.options(),
+            "normalizer": normalizer,
+            "sample_ids": inputs.get("amopo_sample_ids"),
+            "step": step,
+        }
+        if "amopo_layout" in inputs:
+            layout = inputs["amopo_layout"]
+            logps = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], amopo_layout=layout)
+            return loss_from_logps(
+                check_logps_dtype(logps), layout, num_objectives=self.amopo.num_objectives, **options
+            )
+        self.num_samples(inputs)
+        labels = self._labels(inputs)
+        arguments = {name: value for name, value in inputs.items() if not name.startswith(_OURS)}
+        return loss_from_logps(
+            self.token_logps(model, arguments, labels),
+            labels=labels,
+            num_objectives=self.amopo.num_objectives,
+            order=self.amopo.order,
+            **options,
+        )
+
+    def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
+        if "labels" in inputs:
+            return inputs["labels"]
+        if "completion_mask" in inputs:  # as TRL's collators mark responses
+            return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORE)
+        raise ValueError(
+            f"a batch needs amopo_layout, labels or completion_mask, got {', '.join(inputs)}; use PreferenceCollator"
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss; `num_items_in_batch` is the step's number of samples."""
+        normalizer = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
+        result = self.preference_loss(model, inputs, step=self.state.global_step, normalizer=normalizer)
+        self._sums.add(result, _size(inputs))
+        return (result.loss, result) if return_outputs else result.loss
+
+    def _all_reduce(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum") if self.args.world_size > 1 else values
+
+    # ---- logging and evaluation ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; at a training step with the metrics since the last one."""
+        if "loss" in logs and not self._sums.is_empty:
+            logs.update(self._sums.reduce(self._all_reduce).means)
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Loss alone, through the forward that training uses."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            result = self.preference_loss(model, inputs, step=EVALUATION_STEP)
+        if self._evaluation_sums is not None:
+            self._evaluation_sums.add(result, _size(inputs))
+        return result.loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Trainer's loop; loss and metrics are means over samples, not over batches."""
+        self._evaluation_sums = MetricSums(self.amopo.objectives)
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            totals = self._evaluation_sums.reduce(self._all_reduce)
+        finally:
+            self._evaluation_sums = None
+        metrics = {"loss": totals.loss, **totals.means}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+
+def _size(inputs: Mapping[str, Any]) -> Any:
+    if "amopo_layout" in inputs:
+        return inputs["amopo_layout"]
+    return _Size(inputs["input_ids"].numel(), inputs["input_ids"].numel())

@@ -1,0 +1,50 @@
+"""The loop under accelerate: python examples/accelerate_loop.py, or accelerate launch examples/accelerate_loop.py"""
+
+import argparse
+
+import tiny
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+import amopo
+from amopo.integrations.hf import PreferenceCollator
+
+
+def train(model, samples, *, pad_token_id, epochs=4, batch=4, learning_rate=1e-3, accumulate=2):
+    accelerator = Accelerator(gradient_accumulation_steps=accumulate)
+    amopo.patch(model)  # before prepare: the wrappers then see all that is used
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    collator = PreferenceCollator(pad_token_id=pad_token_id, packed=False)  # padded [2 * K * batch, length] rows
+    loader = DataLoader(samples, batch_size=batch, shuffle=True, collate_fn=collator)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    step = 0
+    for _ in range(epochs):
+        for inputs in loader:
+            with accelerator.accumulate(model):
+                ids = inputs.pop("amopo_sample_ids")
+                logps = model(**inputs)  # labels in, log-probs out
+                result = amopo.loss_from_logps(
+                    logps,
+                    labels=inputs["labels"],
+                    num_objectives=len(tiny.OBJECTIVES),
+                    order="sample_major",
+                    sample_ids=ids,
+                    step=step,
+                )
+                accelerator.backward(result.loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                    step += 1
+                optimizer.step()
+                optimizer.zero_grad()
+        margins = accelerator.reduce(result.metrics["rewards/margins"], reduction="mean")
+        accelerator.print(f"step {step}: loss {result.loss.item():.4f}, margins {margins.tolist()}")
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model")
+    model, tokenizer = tiny.load(parser.parse_args().model)
+    train(model, tiny.samples(tokenizer), pad_token_id=tokenizer.pad_token_id)

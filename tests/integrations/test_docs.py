@@ -1,0 +1,98 @@
+"""The pages say what is so: their commands run, their versions are those that are installed and pinned."""
+
+import importlib.metadata
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs" / "integrations").glob("*.md"))
+NEEDS = {"accelerate_loop": "accelerate", "peft_head": "peft", "trl_train": "trl", "trl_fused_head": "trl"}
+# What an example must print, besides ending well.
+PRINTS = {
+    "plain_loop": r"step 16: loss 0\.\d+, margins \[",
+    "accelerate_loop": r"step 8: loss 0\.\d+, margins \[",
+    "hf_trainer": r"eval_rewards/margins/brevity",
+    "trl_train": r"Model saved to ",
+    "trl_fused_head": r"loss 0\.\d+ -> 0\.\d+",
+    "peft_head": r"loss 0\.\d+ -> 0\.\d+",
+}
+
+
+def commands():
+    """Every line of a bash block that starts an example, once."""
+    found = {}
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            for line in block.splitlines():
+                if "examples/" in line:
+                    found.setdefault(line.strip(), page.name)
+    return found
+
+
+def example_of(command):
+    return re.search(r"examples/(\w+)\.py", command)[1]
+
+
+def versions():
+    text = (ROOT / "docs" / "integrations" / "versions.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^\| `([\w-]+)` \| ([\w.]+) \|", text, re.M))
+
+
+def test_every_example_has_a_command_on_a_page():
+    shown = {example_of(command) for command in commands()}
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"tiny"}
+    assert shown == examples == set(PRINTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_the_command_on_the_page_runs(command, tmp_path):
+    name = example_of(command)
+    pytest.importorskip(NEEDS.get(name, "transformers"), reason=f"{NEEDS.get(name)} is not installed")
+    words = shlex.split(command.replace("runs/", f"{tmp_path}/"))
+    launcher = {"python": [sys.executable], "accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"]}
+    words = [*launcher[words[0]], *words[1:]]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(PRINTS[name], done.stdout), done.stdout[-3000:]
+
+
+def test_tested_versions_are_those_that_are_pinned():
+    lines = (ROOT / "requirements" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for package, version in versions().items():
+        # triton: the version that torch asks for
+        assert pins.get(package, "3.9.0") == version, package
+
+
+@pytest.mark.parametrize("package", sorted(versions()))
+def test_tested_versions_are_those_that_are_installed(package):
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed here")
+    assert installed.split("+")[0] == versions()[package], "update docs/integrations/versions.md and the pins together"
+
+
+def test_every_integration_has_a_page_with_its_version():
+    assert {page.stem for page in PAGES} >= {"README", "plain", "accelerate", "hf", "trl", "peft", "patch", "versions"}
+    assert {"torch", "transformers", "accelerate", "peft", "trl"} <= set(versions())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_the_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
