@@ -12,7 +12,7 @@ Gradients flow into hidden and lm_head; the weights alpha are constants. One los
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ def fused_loss(
     softcap: float | None = None,
     logits_dtype: torch.dtype | str | None = None,
     budget: int | None = None,
+    tensor_parallel: Any = None,
+    sequence_parallel: Any = None,
     validate: bool = False,
 ) -> FusedLoss:
     """AMoPO's loss from last hidden states, without logits (Liu et al. 2025, Eq. 9 and 10).
@@ -71,13 +73,18 @@ def fused_loss(
         sample_ids: int64 `[B]`, keys of the noise (default: row index with the rank mixed in). seed: of the noise.
             step: of the noise (default: drawn from torch's CPU generator, so `torch.manual_seed` reproduces a run).
         logit_scale, softcap: what the model does to its logits. logits_dtype, budget: see `linear_logprobs`.
+        tensor_parallel: process group whose ranks hold rows of the head. sequence_parallel: process group whose ranks
+            hold parts of these sequences (`amopo.packing.shard`); it needs `sample_ids` and `step`.
         validate: look at all values on the host and name the sample that is wrong (a sync on CUDA).
     Raises:
         ValueError, TypeError: arguments, shapes or values that cannot be right; RuntimeError for NaN or inf on a CPU.
     """
-    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step)
+    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step, sequence_parallel)
     settings.check()
-    head_options = {"logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget}
+    head_options = {
+        "logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget,
+        "tensor_parallel": tensor_parallel,
+    }  # fmt: skip
     if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
         raise ValueError("pass exactly one of labels (unshifted), shift_labels and layout")
 
@@ -132,13 +139,14 @@ def loss_from_logps(
     sample_ids: Tensor | None = None,
     seed: int = 0,
     step: int | None = None,
+    sequence_parallel: Any = None,
     validate: bool = False,
 ) -> FusedLoss:
     """The loss from per-row log-probs `[R]` of a layout's rows (`layout.row_index`, `layout.row_target`).
 
     The arguments are those of `fused_loss`.
     """
-    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step)
+    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step, sequence_parallel)
     settings.check()
     if logps.dim() != 1 or logps.shape[0] != layout.row_index.shape[0]:
         expected = layout.row_index.shape[0]

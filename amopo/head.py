@@ -9,11 +9,12 @@ them, so what cannot be right raises.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from amopo.head_weight import local_weight
 from amopo_kernels.linear_logprobs import linear_logprobs
 
 
@@ -96,11 +97,14 @@ def head_logps(
     logit_scale: float | None = None,
     softcap: float | None = None,
     logits_dtype: torch.dtype | str | None = None,
+    tensor_parallel: Any = None,
     budget: int | None = None,
 ) -> Tensor:
     """Log-probs fp32 `[R]` of `targets [R]` at hidden `rows [R, H]`, through the head module (or a weight `[V, H]`).
 
-    R = 0 still calls the module: collectives inside its hooks must run on every rank.
+    R = 0 still calls the module: collectives inside its hooks must run on every rank. With
+    `tensor_parallel`, a process group, each rank's head holds its rows of the vocabulary, and the module's hooks, which
+    would gather its output, are passed by.
 
     Raises:
         ValueError, TypeError: adapters on the head, a sharded or quantised weight, a module that is no linear layer,
@@ -108,18 +112,18 @@ def head_logps(
     """
     options = {"logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget}
     if isinstance(lm_head, Tensor):
-        return linear_logprobs(rows, lm_head, targets, **options)
+        return linear_logprobs(rows, lm_head, targets, process_group=tensor_parallel, **options)
     if not isinstance(lm_head, nn.Module):
         raise TypeError(f"lm_head must be a module or a weight tensor [V, H], got {type(lm_head).__name__}")
     module = _active_module(lm_head)
     _check_module(module)
 
     def logps_forward(rows: Tensor, targets: Tensor) -> Tensor:
-        weight = module.weight
-        if weight.device.type == "meta":
-            raise ValueError("lm_head.weight is on the meta device; offloaded heads are not supported, keep it loaded")
-        return linear_logprobs(rows, weight, targets, bias=getattr(module, "bias", None), **options)
+        weight, bias, group = local_weight(module, tensor_parallel)
+        return linear_logprobs(rows, weight, targets, bias=bias, process_group=group, **options)
 
+    if tensor_parallel is not None:
+        return logps_forward(rows, targets)
     had_own = "forward" in module.__dict__
     before = module.__dict__.get("forward")
     module.forward = logps_forward

@@ -2,8 +2,8 @@
 
 Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
 suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
-over data. `embedding_rows(model)` is the number of token ids that the model knows, `position_limit(model)` the number
-of positions.
+over data, and for FSDP1. `embedding_rows(model)` is the number of token ids that the model knows,
+`position_limit(model)` the number of positions.
 """
 
 from __future__ import annotations
@@ -52,6 +52,12 @@ def check_parallelism(trainer: Any) -> None:
     for kind, size in sizes.items():
         if size > 1:
             raise ValueError(f"AMoPOTrainer does not support {kind} parallelism (size {size}); use data parallelism")
+    fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2:
+        raise ValueError(
+            "FSDP1 is not supported; use FSDP2: fsdp_version: 2 in accelerate's configuration, or "
+            'fsdp_config={"version": 2}'
+        )
 
 
 def embedding_rows(model: nn.Module) -> int:
