@@ -37,7 +37,7 @@ def zero(stage: int, **options) -> dict:
 
 
 def fsdp(**options) -> dict:
-    return {"fsdp": "full_shard", "fsdp_config": {"version": 2, **options}}
+    return {"fsdp": True, "fsdp_config": {"version": 2, **options}}
 
 
 def settings_of(engine: str) -> dict:
@@ -61,7 +61,7 @@ def make(folder: Path, engine: str, *, accumulation: int = 3, **changes) -> AMoP
         "num_train_epochs": STEPS,
         "optim": "adamw_torch",
         "adam_epsilon": 1e-4,
-        "learning_rate": 3e-3,
+        "learning_rate": 1e-3,
         "lr_scheduler_type": "linear",
         "max_grad_norm": 0.5,
         "gradient_accumulation_steps": accumulation,
