@@ -7,7 +7,7 @@
 PYTHON ?= python3
 # torch goes in first, so that everything after it (which may look for torch while being built) finds this version.
 TORCH ?= torch==2.13.0
-EXTRAS ?= hf,peft,triton,plot,bench,dev
+EXTRAS ?= hf,peft,triton,data,plot,bench,dev
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from amopo.head import head_logps, vocab_size
-from amopo.padded import check_rows, select_rows, sequence_rows
+from amopo.padded import check_rows, orient_rows, select_rows, sequence_rows
 from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_tokens
 from amopo_kernels.gather import gather_rows
 
@@ -36,6 +36,7 @@ def fused_loss(
     num_objectives: int | None = None,
     order: str = "objective_major",
     row_ids: Tensor | None = None,
+    signs: Tensor | None = None,
     beta: float = 0.8,
     gamma: float = 0.0,
     objective: Objective = "amopo",
@@ -65,6 +66,9 @@ def fused_loss(
             already shifted. layout: of a packed row. Exactly one of the three; `ignore_index` marks no response.
         num_objectives: K, for padded batches. order: of padded rows, see `amopo.padded`; `row_ids` int64 `[B, K, 2]`
             overrides it.
+        signs: integers `[B, K]`, for padded batches (a layout brings its own): +1 where objective k prefers the chosen
+            response, -1 where it prefers the rejected one, 0 where neither: that objective is then absent from the
+            sample, with weight 0, and the weights are those of the others. Default: all +1.
         beta, gamma: scale and margin of the log-sigmoid terms. objective: registered name or function.
         weights: "gaussian", "mean", "uniform", a tensor `[K]`/`[B, K]`, or a function; see `amopo.weights`.
         pooled: "union" (Eq. 10) or "sum" (released code) of the two responses' token probabilities.
@@ -88,6 +92,9 @@ def fused_loss(
     if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
         raise ValueError("pass exactly one of labels (unshifted), shift_labels and layout")
 
+    if signs is not None and layout is not None:
+        raise ValueError("signs come with the layout: give them to TokenizedSample and pack; signs= is for padded rows")
+    settings.check_signs(signs is not None or (layout is not None and is_oriented(layout)))
     if layout is not None:
         rows = _packed_rows(hidden, layout, num_objectives, vocab_size(lm_head))
         logps = head_logps(lm_head, rows, layout.row_target, **head_options)
@@ -106,6 +113,7 @@ def fused_loss(
         if num_objectives is None:
             raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
         sequences = sequence_rows(hidden.shape[0], num_objectives, order, row_ids, hidden.device)
+        preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
         selected = select_rows(given, shifted=labels is None, ignore_index=ignore_index)
         if validate or given.device.type == "cpu":
             check_rows(selected, sequences, vocab_size(lm_head))
@@ -118,10 +126,11 @@ def fused_loss(
         return loss_from_tokens(
             logps,
             selected.offsets.to(hidden.device, non_blocking=True),
-            sequences,
+            preferred,
             (sequences.shape[0], num_objectives),
             settings,
             sample_ids,
+            present,
         )
 
 
@@ -144,10 +153,11 @@ def loss_from_logps(
 ) -> FusedLoss:
     """The loss from per-row log-probs `[R]` of a layout's rows (`layout.row_index`, `layout.row_target`).
 
-    The arguments are those of `fused_loss`.
+    The arguments are those of `fused_loss`; signs come with the layout.
     """
     settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step, sequence_parallel)
     settings.check()
+    settings.check_signs(is_oriented(layout))
     if logps.dim() != 1 or logps.shape[0] != layout.row_index.shape[0]:
         expected = layout.row_index.shape[0]
         raise ValueError(f"logps must be [{expected}], one per row of the layout, got {tuple(logps.shape)}")
@@ -183,10 +193,15 @@ def fan_out(logps: Tensor, layout: TreeLayout) -> Tensor:
     return logps.index_select(0, layout.fan_out) if layout.fan is None else gather_rows(logps, layout.fan)
 
 
+def is_oriented(layout: TreeLayout) -> bool:
+    """Whether some objective of some sample prefers the rejected response, or neither."""
+    return layout.preferred is not None or layout.present is not None
+
+
 def _loss_of_layout(logps: Tensor, layout: TreeLayout, settings: LossSettings, sample_ids: Tensor | None) -> FusedLoss:
     tokens = fan_out(logps, layout)
     shape = (layout.num_samples, layout.num_objectives)
-    return loss_from_tokens(tokens, layout.offsets, None, shape, settings, sample_ids)
+    return loss_from_tokens(tokens, layout.offsets, layout.preferred, shape, settings, sample_ids, layout.present)
 
 
 def _place(position: int, offsets: Tensor, sequences: Tensor) -> str:

@@ -62,6 +62,31 @@ def sequence_rows(
     raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
 
 
+def orient_rows(sequences: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """`sequences` with the two rows swapped where the sign is -1, and bool `[B, K]`: where it is not 0.
+
+    Args:
+        sequences: int64 `[B, K, 2]`. signs: integers `[B, K]` of +1, -1 and 0, not all 0 in a sample.
+    Raises:
+        TypeError, ValueError: of another kind or shape, or (on a CPU; on CUDA a device assertion) other values.
+    """
+    if not isinstance(signs, Tensor) or signs.is_floating_point() or signs.is_complex() or signs.dtype == torch.bool:
+        kind = getattr(signs, "dtype", type(signs).__name__)
+        raise TypeError(f"signs must be an integer tensor [B, K] of +1, -1 and 0, got {kind}")
+    if tuple(signs.shape) != tuple(sequences.shape[:2]):
+        raise ValueError(f"signs must be [B, K] = {tuple(sequences.shape[:2])}, got {tuple(signs.shape)}")
+    known, decided = ((signs >= -1) & (signs <= 1)).all(), (signs != 0).any(1).all()
+    if signs.device.type == "cpu":
+        if not bool(known):
+            raise ValueError(f"signs must be +1, -1 or 0, got {signs[(signs < -1) | (signs > 1)][0].item()}")
+        if not bool(decided):
+            sample = int((signs != 0).any(1).logical_not().nonzero()[0])
+            raise ValueError(f"sample {sample}: all signs are 0, so no objective has a preference; drop the sample")
+    torch._assert_async(known & decided, "signs must be +1, -1 or 0, and not all 0 in a sample")
+    signs = signs.to(sequences.device, non_blocking=True)
+    return torch.where((signs < 0)[..., None], sequences.flip(-1), sequences), signs != 0
+
+
 def select_rows(labels: Tensor, *, shifted: bool, ignore_index: int) -> PaddedRows:
     """Positions with a label, by one `nonzero` (the only host sync of a padded call on CUDA).
 

@@ -1,12 +1,14 @@
 """The loss as a function of token log-probs: weights, objective, reduction over samples, metrics.
 
 AMoPO with built-in or given weights is one operator, `amopo_kernels.mobt_op`. Everything else (other objectives, other
-sources of weights, the official preset) is a function of per-sequence statistics `[B, K, 2]`, chosen = index 0. What
+sources of weights, the official preset) is a function of per-sequence statistics `[B, K, 2]`, chosen = index 0. Where
+objectives have signs, "chosen" is the response that objective k prefers; an objective with sign 0 is absent. What
 produces the log-probs (fused head, patched model, another library) is above.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +49,9 @@ class FusedLoss:
 
     loss: 0-dim, `loss_sum / normalizer`. loss_sum: sum over the samples. num_samples: B. weights: `[B, K]`, detached.
     sum_logps: `[B, K, 2]`, differentiable. lengths: `[B, K, 2]` response tokens. metrics: detached means over the
-    samples, `[K]` each (`amopo/alpha_entropy` 0-dim).
+    samples, `[K]` each (`amopo/alpha_entropy` 0-dim). present: bool `[B, K]`, or None where signs leave no objective
+    out; an objective's metrics are means over the samples where it is present, NaN where there are none. With signs,
+    index 0 is the response that the objective prefers.
     """
 
     loss: Tensor
@@ -57,6 +61,7 @@ class FusedLoss:
     sum_logps: Tensor
     lengths: Tensor
     metrics: dict[str, Tensor]
+    present: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -119,17 +124,25 @@ class LossSettings:
                 "one sample different weights on the ranks of its group"
             )
 
+    def check_signs(self, signs_given: bool) -> None:
+        """Raise ValueError where signs mean nothing."""
+        if signs_given and self.preset == "official":
+            raise ValueError(
+                "preset='official' knows one winner for all objectives, as the released code does; leave signs out "
+                "(orientation='overall'), or drop the preset"
+            )
+
 
 def loss_from_tokens(
     logps: Tensor, offsets: Tensor, sequences: Tensor | None, shape: tuple[int, int], settings: LossSettings,
-    sample_ids: Tensor | None,
+    sample_ids: Tensor | None, present: Tensor | None = None,
 ) -> FusedLoss:  # fmt: skip
     """The loss from token log-probs.
 
     Args:
         logps: `[N]`, sequence after sequence. offsets: int64 `[S + 1]`. sequences: int64 `[B, K, 2]`, which segment
             belongs to which (sample, objective, chosen | rejected); None: they stand in that order. shape: (B, K).
-        sample_ids: int64 `[B]`, keys of the noise.
+        sample_ids: int64 `[B]`, keys of the noise. present: bool `[B, K]`, which objectives count; None: all do.
     """
     batch, num_objectives = shape
     device = logps.device
@@ -150,13 +163,14 @@ def loss_from_tokens(
             starts.reshape(batch, num_objectives, 2),
             stops.reshape(batch, num_objectives, 2),
             weights=name,
-            given=None if given is None else normalised_weights(given, shape, logps),
+            given=None if given is None else normalised_weights(given, shape, logps, present),
             sample_ids=keys,
             seed=settings.seed,
             step=step.to(device, non_blocking=True) if isinstance(step, Tensor) else _filled(step, device),
             beta=settings.beta,
             gamma=settings.gamma,
             pooled=settings.pooled,
+            present=present,
         )
         losses, weights, sums, lengths = fused.losses, fused.weights, fused.sums, fused.lengths
         logged = fused.logged
@@ -168,7 +182,7 @@ def loss_from_tokens(
         if sequences is not None:
             flat = SequenceStats(*(field.index_select(0, sequences.flatten()) for field in flat))
         stats = SequenceStats(*(field.view(batch, num_objectives, 2) for field in flat))
-        losses, weights, mu, sigma = _losses_from_stats(stats, settings, keys, step)
+        losses, weights, mu, sigma = _losses_from_stats(stats, settings, keys, step, present)
         sums, lengths = stats.sum_logp, stats.length
         logged = logged_values(sums.detach(), lengths, weights, mu, sigma, settings.beta)
     if tuple(losses.shape) != (batch,):
@@ -181,7 +195,8 @@ def loss_from_tokens(
         weights=weights,
         sum_logps=sums,
         lengths=lengths,
-        metrics=_metrics(logged),
+        metrics=_metrics(logged, present),
+        present=present,
     )
 
 
@@ -202,14 +217,14 @@ def _filled(step: int, device: torch.device) -> Tensor:
 
 
 def _losses_from_stats(
-    stats: SequenceStats, settings: LossSettings, keys: Tensor, step: int | Tensor
+    stats: SequenceStats, settings: LossSettings, keys: Tensor, step: int | Tensor, present: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """losses `[B]`, weights, mean, std `[B, K]` for the official preset, other objectives, other sources of weights."""
     constants = SequenceStats(*(field.detach() for field in stats))
     pooled = "sum" if settings.preset == "official" else settings.pooled
     mu, variance = pool_probabilities(constants.mean_prob, constants.var_prob, constants.length, pooled=pooled)
     sigma = variance.clamp(min=0.0).sqrt()
-    weight_stats = WeightStats(mu, sigma, constants, keys, settings.seed, step)
+    weight_stats = WeightStats(mu, sigma, constants, keys, settings.seed, step, present)
     if settings.preset == "official":
         weights = official_weights(constants, weight_stats.noise()).detach()
         margin = margins(stats.sum_logp, stats.length, beta=settings.beta, gamma=OFFICIAL_GAMMA)
@@ -218,8 +233,21 @@ def _losses_from_stats(
     if settings.sequence_parallel is not None:
         weights = same_on_ranks(weights, settings.sequence_parallel)
     function = settings.objective if callable(settings.objective) else objective_registry.get(settings.objective)
-    losses = function(stats.sum_logp, stats.length, weights, beta=settings.beta, gamma=settings.gamma)
-    return losses, weights, mu, sigma
+    options = {"beta": settings.beta, "gamma": settings.gamma}
+    if present is not None:
+        _check_takes_present(function)
+        options["present"] = present
+    return function(stats.sum_logp, stats.length, weights, **options), weights, mu, sigma
+
+
+def _check_takes_present(objective: Callable[..., Tensor]) -> None:
+    parameters = inspect.signature(objective).parameters.values()
+    if not any(p.name == "present" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        name = getattr(objective, "__name__", repr(objective))
+        raise ValueError(
+            f"the objective {name} does not know objectives that are absent from a sample (signs of 0); give it a "
+            "keyword argument present=None, bool [B, K], or drop the samples with ties"
+        )
 
 
 def _noise_keys(sample_ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
@@ -244,9 +272,17 @@ def _noise_step(step: int | None) -> int | Tensor:
     return (draw ^ (draw >> 32)) & 0xFFFFFFFF
 
 
-def _metrics(logged: Tensor) -> dict[str, Tensor]:
-    """Means over the samples, from `[B, len(LOGGED), K]`: one launch, then views."""
-    spread, means = torch.std_mean(logged, dim=0, correction=0)
+def _metrics(logged: Tensor, present: Tensor | None) -> dict[str, Tensor]:
+    """Means over the samples, from `[B, len(LOGGED), K]`: one launch, then views. Over those present, where not all."""
+    if present is None:
+        spread, means = torch.std_mean(logged, dim=0, correction=0)
+    else:
+        there = present[:, None, :]
+        counts = there.sum(0).to(logged.dtype)  # 0 / 0 is NaN: no sample, no mean
+        means = logged.masked_fill(~there, 0.0).sum(0) / counts
+        spread = ((logged - means).masked_fill(~there, 0.0).square().sum(0) / counts).sqrt()
+        # the sample's own, the same number for each of its objectives
+        means[_NAMES.index("amopo/alpha_entropy")] = logged[:, _NAMES.index("amopo/alpha_entropy")].mean(0)
     metrics = dict(zip(_NAMES, means.unbind(), strict=True))
     metrics["amopo/alpha_entropy"] = metrics["amopo/alpha_entropy"][0]
     metrics["amopo/alpha_std"] = spread[_NAMES.index("amopo/alpha")]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from amopo.registry import Registry
+from amopo_kernels.mobt import softmax_weights, uniform_weights
 from amopo_kernels.philox import gaussian_noise
 from amopo_kernels.segments import SequenceStats
 
@@ -27,7 +28,8 @@ class WeightStats(NamedTuple):
     """What a source of weights may look at: pooled mean and std of token probabilities, and what they came from.
 
     mean, std: `[B, K]` over both responses (Eq. 10). sequences: fields `[B, K, 2]`, detached. sample_ids: int64 `[B]`.
-    seed: of the noise. step: 0-dim int64 tensor on the CPU, or an int.
+    seed: of the noise. step: 0-dim int64 tensor on the CPU, or an int. present: bool `[B, K]`, which objectives prefer
+    one of the sample's responses at all; None: all do. What a source returns for the others is set to 0.
     """
 
     mean: Tensor
@@ -36,6 +38,7 @@ class WeightStats(NamedTuple):
     sample_ids: Tensor
     seed: int
     step: int | Tensor
+    present: Tensor | None = None
 
     def noise(self) -> Tensor:
         """Standard normals `[B, K, 2]` of these samples at this step; the first of each pair is the paper's draw."""
@@ -54,19 +57,19 @@ register = _REGISTRY.register
 def gaussian(stats: WeightStats) -> Tensor:
     """`alpha = softmax_k(mu_k + sigma_k * eps_k)`, one normal draw per (sample, objective) (Eq. 10)."""
     noise = stats.noise()[..., 0].to(stats.mean.dtype)
-    return torch.softmax(stats.mean + stats.std * noise, dim=-1)
+    return softmax_weights(stats.mean + stats.std * noise, stats.present)
 
 
 @register("mean")
 def mean(stats: WeightStats) -> Tensor:
     """`alpha = softmax_k(mu_k)`: the paper's weights without the draw."""
-    return torch.softmax(stats.mean, dim=-1)
+    return softmax_weights(stats.mean, stats.present)
 
 
 @register("uniform")
 def uniform(stats: WeightStats) -> Tensor:
     """`alpha = 1 / K`."""
-    return torch.full_like(stats.mean, 1.0 / stats.mean.shape[1])
+    return uniform_weights(stats.mean, stats.present)
 
 
 BUILT_IN = {"gaussian": gaussian, "mean": mean, "uniform": uniform}
@@ -81,11 +84,14 @@ def resolve_weights(weights: str | Tensor | WeightSource, stats: WeightStats) ->
     """Weights `[B, K]` of a named source, a tensor or a function, normalised as by `normalised_weights`."""
     source = get(weights) if isinstance(weights, str) else weights
     given = source(stats) if callable(source) and not isinstance(source, Tensor) else source
-    return normalised_weights(given, tuple(stats.mean.shape), stats.mean)
+    return normalised_weights(given, tuple(stats.mean.shape), stats.mean, stats.present)
 
 
-def normalised_weights(given: Tensor, shape: tuple[int, int], like: Tensor) -> Tensor:
+def normalised_weights(given: Tensor, shape: tuple[int, int], like: Tensor, present: Tensor | None = None) -> Tensor:
     """Weights `[B, K]` in dtype and on the device of `like`: detached, each row summing to 1.
+
+    With `present` (bool `[B, K]`) the weights of absent objectives are 0 and the others sum to 1; a sample whose
+    weighted objectives are all absent has no weight at all, and adds nothing to the loss.
 
     Raises:
         ValueError: no tensor, or of the wrong shape.
@@ -104,4 +110,8 @@ def normalised_weights(given: Tensor, shape: tuple[int, int], like: Tensor) -> T
     # NaN and inf fail the comparisons: a finite positive total of non-negative numbers has only finite terms.
     valid = (given >= 0).all() & (total > 0).all() & torch.isfinite(total).all()
     torch._assert_async(valid, "weights must be finite and not negative, with a positive sum for every sample")
-    return given / total
+    if present is None:
+        return given / total
+    given = given.masked_fill(~present, 0.0)
+    total = given.sum(-1, keepdim=True)
+    return given / torch.where(total > 0, total, 1.0)

@@ -32,7 +32,10 @@ def between_markers(document: str, text: str, name: str = "the document") -> str
 def render(results: Path, pictures: Path, expected: tuple[str, ...] = EXPECTED, *, draw: bool = True) -> str:
     """Markdown of all devices below `results`; pictures are drawn in `pictures` (else linked if there)."""
     parts = []
-    folders = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
+    # What `amopo demo --seeds` found stands in docs/study.md.
+    folders = (
+        sorted(path for path in results.iterdir() if path.is_dir() and path.name != "study") if results.is_dir() else []
+    )
     found_in = {folder: read_device(folder) for folder in folders}
     names = {folder: next(iter(f.values()))["runs"][-1]["machine"]["device"] for folder, f in found_in.items() if f}
     shares = measured_shares({names[folder]: found for folder, found in found_in.items() if found})

@@ -22,7 +22,7 @@ BACKENDS = ["eager", pytest.param("cpp", marks=pytest.mark.skipif(not BUILT, rea
 VOCAB, HIDDEN, OBJECTIVES, SAMPLES = 61, 16, 3, 4
 
 
-def make_batch(shared: bool):
+def make_batch(shared: bool, signs=None):
     """A real packed row; `shared`: branch tokens predict several tokens, rows serve several sequences."""
     rng = random.Random(0)
 
@@ -34,7 +34,7 @@ def make_batch(shared: bool):
         begin, chosen = tokens(3), tokens(6)
         rejected = [(chosen[0] + 1) % VOCAB, *tokens(6)]
         samples.append(
-            TokenizedSample([tokens(5) for _ in range(OBJECTIVES)], begin + chosen, begin + rejected, number)
+            TokenizedSample([tokens(5) for _ in range(OBJECTIVES)], begin + chosen, begin + rejected, number, signs)
         )
     batch = pack(samples, sharing="pair" if shared else "none")
     layout = batch.layout
@@ -42,8 +42,8 @@ def make_batch(shared: bool):
     return batch
 
 
-def make_layout(shared: bool):
-    return make_batch(shared).layout
+def make_layout(shared: bool, signs=None):
+    return make_batch(shared, signs).layout
 
 
 SETTINGS = {
@@ -77,6 +77,17 @@ def test_a_step_with_a_layout_never_waits(monkeypatch, kind, shared, head, setti
         result = amopo.fused_loss(hidden, lm_head, layout=layout, **options)
         result.loss.backward()
     assert watch.seen["linear_logprobs"] == 1 and watch.seen["linear_logprobs_backward"] == 1
+    assert torch.isfinite(hidden.grad).all() and hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "official"])
+def test_nor_does_one_with_signs(monkeypatch, kind, setting):
+    monkeypatch.setenv("AMOPO_BACKEND", kind)
+    layout = make_layout(shared=True, signs=(1, -1, 0))
+    hidden, head = torch.randn(layout.num_tokens, HIDDEN, requires_grad=True), torch.nn.Linear(HIDDEN, VOCAB)
+    with SyncWatch():
+        amopo.fused_loss(hidden, head, layout=layout, **{"step": 3, **SETTINGS[setting]}).loss.backward()
     assert torch.isfinite(hidden.grad).all() and hidden.grad.abs().sum() > 0
 
 

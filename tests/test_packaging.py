@@ -28,7 +28,7 @@ def test_the_core_needs_torch_alone():
 
 def test_every_extra_is_there_and_all_holds_them_without_flash():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"hf", "trl", "deepspeed", "peft", "flash", "triton", "plot", "bench", "dev", "all"}
+    assert set(extras) == {"hf", "trl", "deepspeed", "peft", "flash", "triton", "data", "plot", "bench", "dev", "all"}
     held = set(re.search(r"\[(.*)\]", extras["all"][0])[1].split(","))
     assert held == set(extras) - {"all", "flash"}
     assert names(extras["flash"]) == {"flash-attn"}
@@ -72,7 +72,7 @@ def test_the_tested_versions_are_pinned_and_torch_without_a_build():
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins.values())
     needed = [
         item
-        for extra in ("hf", "trl", "deepspeed", "peft", "plot", "bench", "dev")
+        for extra in ("hf", "trl", "deepspeed", "peft", "data", "plot", "bench", "dev")
         for item in PROJECT["optional-dependencies"][extra]
     ]
     assert names(needed) - {"amopo"} <= set(pins)

@@ -1,7 +1,7 @@
 """The trainer's progress on the console.
 
 `make_callback(console)` gives a `TrainerCallback` that moves one bar over the optimizer steps, with the loss, the
-margin and the accuracy of the last logging step beside it.
+margin and the accuracy of the last logging step beside it, and one over the batches of each evaluation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,21 @@ def make_callback(console: Console) -> Any:
     class Progress(TrainerCallback):
         def __init__(self) -> None:
             self._context = self._bar = None
+            self._evaluation: Any = None  # context, bar, batches done
+
+        def on_prediction_step(
+            self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+        ) -> None:
+            if self._evaluation is None:
+                context = console.bar("evaluation")
+                self._evaluation = [context, context.__enter__(), 0]
+            self._evaluation[2] += 1
+            self._evaluation[1].update(self._evaluation[2], len(eval_dataloader))
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self._evaluation is not None:
+                self._evaluation[0].__exit__(None, None, None)
+                self._evaluation = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._context = console.bar("training")

@@ -14,6 +14,7 @@ import typing
 from typing import Any
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+YES_OR_NO = (*_TRUE, *_FALSE)
 
 
 def coerce(value: Any, hint: Any) -> Any:

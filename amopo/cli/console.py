@@ -2,17 +2,25 @@
 
 `Console(quiet=...)`: `say(text)` prints a line to stdout; `bar(title)` gives a context manager whose
 `update(done, total, note)` moves a progress bar on stderr when that is a terminal, and prints a plain line now and then
-when it is not. Quiet says nothing. `stage(name)` adds the seconds of a block to `seconds[name]`.
+when it is not. `busy(title)` is for what cannot be counted: from two seconds on it shows that the work goes on, and for
+how long; work that is over sooner leaves no trace. Quiet says nothing, and so does every process of a distributed run
+but the first. `stage(name)` adds the seconds of a block to `seconds[name]`.
+
+Nothing but lines of text goes to what is not a terminal: no carriage returns, no colours.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Without a terminal: a line at least this many seconds after the last one.
+# What takes longer shows that it goes on.
+PATIENCE = 2.0
+# Without a terminal: a line at least this many seconds after the last one; the first one sooner.
 PLAIN_EVERY = 10.0
 
 
@@ -22,11 +30,14 @@ class Bar:
     def __init__(self, title: str, *, quiet: bool, interactive: bool) -> None:
         self.title, self.done, self.total, self.note = title, 0, 0, ""
         self._quiet = quiet
-        self._started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self._last_line = self._started - (PLAIN_EVERY - PATIENCE)
         self._tqdm = None
         if interactive and not quiet:
-            from tqdm import tqdm
-
+            try:
+                from tqdm import tqdm
+            except ImportError:  # comes with transformers; lines say the same
+                return
             self._tqdm = tqdm(desc=title, file=sys.stderr, dynamic_ncols=True, leave=True)
 
     def update(self, done: int, total: int, note: str = "") -> None:
@@ -55,14 +66,62 @@ class Bar:
         print(f"{self.title}: {self.done}/{self.total} ({share} %), {seconds:.0f} s{note}", flush=True)
 
 
+class Busy:
+    """Says from a thread of its own that something goes on."""
+
+    def __init__(self, title: str, *, interactive: bool) -> None:
+        self.title = title
+        self._interactive = interactive
+        self._over = threading.Event()
+        self._started = time.monotonic()
+        self._shown = False
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self.clear()
+        if self._shown and not self._interactive:
+            print(f"{self.title}: {self._seconds():.0f} s", flush=True)
+
+    def clear(self) -> None:
+        """Takes the note off the terminal's line, for something else to be printed there."""
+        if self._shown and self._interactive:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+    def _watch(self) -> None:
+        pause = PATIENCE
+        while not self._over.wait(pause):
+            if self._interactive:
+                sys.stderr.write(f"\r\033[K{self.title} ... {self._seconds():.0f} s")
+                sys.stderr.flush()
+            else:
+                print(f"{self.title} ... {self._seconds():.0f} s", flush=True)
+            self._shown = True
+            pause = 1.0 if self._interactive else PLAIN_EVERY
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
+def is_main_process() -> bool:
+    """Under torchrun and the like, whether this is the process that speaks and writes."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
 class Console:
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or not is_main_process()
         self.interactive = sys.stderr.isatty()
         self.seconds: dict[str, float] = {}
+        self._busy: Busy | None = None
 
     def say(self, text: str = "") -> None:
         if not self.quiet:
+            if self._busy is not None:
+                self._busy.clear()
             print(text, flush=True)
 
     @contextmanager
@@ -72,6 +131,18 @@ class Console:
             yield bar
         finally:
             bar.close()
+
+    @contextmanager
+    def busy(self, title: str) -> Iterator[None]:
+        if self.quiet:
+            yield
+            return
+        outer, self._busy = self._busy, Busy(title, interactive=self.interactive)
+        try:
+            yield
+        finally:
+            self._busy.close()
+            self._busy = outer
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -3,9 +3,10 @@
 Generated tasks with responses of mixed quality, scored by program on four objectives that conflict; a small model made
 from nothing learns to imitate them, all of them; AMoPO then teaches it which are better. Before and after, it answers
 held-out prompts, plain and with each objective's template, and the same programs score what it wrote. The table shows
-what rose and what fell; `metrics.json` and `picture.png` in the output directory hold everything.
+what rose and what fell; `metrics.json`, `picture.png` and `report.html` in the output directory hold everything.
 
-It is the job of `amopo train` with settings that suit a small model; `--quick` does less of each part.
+It is the job of `amopo train` with settings that suit a small model; `--quick` does less of each part. With `--seeds`
+or `--study` it is a study instead: see `amopo.cli.study`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from amopo.cli import study
 from amopo.cli.console import Console
 from amopo.cli.inputs import read_inputs
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
+from amopo.cli.report import report_after_run
 from amopo.cli.train import preference_sections, quiet_libraries
 from amopo.data.tokenize import PLAIN
 from amopo.data.verifiable import OBJECTIVES, SCALES, write_splits
@@ -65,10 +68,16 @@ def options() -> list[Option]:
         Option("quick", bool, "under a minute, with less of everything", default=False),
         Option("out", str, "where the model, metrics.json and picture.png go", default="runs/demo", metavar="DIR"),
         Option("seed", int, "seed of the tasks, the model and the training", default=0),
+        Option("seeds", int | None, "a study: AMoPO, SimPO and a placebo, with the seeds 1 to N", default=None),
+        Option("study", str | None, f"which study: {', '.join(study.STUDIES)}", default=None),
+        Option("data", str | None, "for --study summeval: summaries with ratings", default=None, metavar="FILE"),
     ]
 
 
 def run(settings: Settings) -> None:
+    if study.wants_study(settings):
+        study.run(settings)
+        return
     from amopo.trainer.config import AMoPOConfig
 
     console = Console(quiet=settings.quiet)
@@ -85,7 +94,7 @@ def run(settings: Settings) -> None:
     )
     args.disable_tqdm = True
     out = Path(settings.out)
-    with console.stage("data"):
+    with console.stage("data"), console.busy("writing and reading tasks"):
         inputs = _make_inputs(out / "data", plan, settings.seed)
     for line in inputs.lines():
         console.say(line)
@@ -128,7 +137,8 @@ def _measure(model: Any, tokenizer: Any, inputs: Any, console: Console, seed: in
     records = inputs.evaluation.records
     with console.bar("generation") as bar:
         drawn = score_generations(model, tokenizer, records, temperature=1.0, on_batch=bar.update, **common)
-    likeliest = score_generations(model, tokenizer, records, temperature=0.0, variants=[PLAIN], **common)
+    with console.busy("generation of the likeliest"):
+        likeliest = score_generations(model, tokenizer, records, temperature=0.0, variants=[PLAIN], **common)
     examples = [
         {"prompt": record.prompt[-1]["content"], "response": text, "scores": dict(scores)}
         for record, text, scores in list(zip(records, drawn.responses[PLAIN], drawn.scores[PLAIN], strict=True))[:10]
@@ -179,4 +189,5 @@ def _report(metrics: Mapping[str, Any], sections: list[Section], out: Path, cons
         curves = margin_curves(metrics["log_history"], OBJECTIVES)
         path = draw(out / "picture.png", sections[0], curves, title=title, limits=(0, 4))
         console.say(f"picture: {path}")
+    report_after_run(out, console)
     console.say(f"everything: {out / 'metrics.json'}; the model: {out}")

@@ -73,11 +73,13 @@ def run(settings: Settings) -> None:
 
     dtypes = [settings.dtype] if settings.dtype else ["float32", "bfloat16"][: 2 if device.startswith("cuda") else 1]
     for asked in dtypes:
-        model, _ = load(settings.model, dtype=asked)
-        model = model.to(device)
+        with console.busy("loading the model"):
+            model, _ = load(settings.model, dtype=asked)
+            model = model.to(device)
         vocab = model.get_input_embeddings().weight.shape[0]
         samples = probe(vocab, settings.objectives, settings.length)
-        found = compare_with_separate_forwards(model, samples, sharing=settings.sharing)
+        with console.busy("comparing"):
+            found = compare_with_separate_forwards(model, samples, sharing=settings.sharing)
         dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
         console.say(f"{settings.model}: {type(model).__name__}, {dtype}, {device}, sharing={settings.sharing}")
         console.say(str(found))

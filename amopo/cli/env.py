@@ -28,6 +28,8 @@ PACKAGES = (
     "trl",
     "deepspeed",
     "flash-attn",
+    "datasets",
+    "pyarrow",
     "matplotlib",
     "rich",
 )

@@ -14,10 +14,10 @@ from typing import Any
 from amopo.cli.console import Console
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
+from amopo.cli.job import tokenize
 from amopo.cli.models import load, need
 from amopo.cli.options import Option, Settings
-from amopo.cli.train import check_choices, data_options, quiet_libraries, read
-from amopo.data import tokenize_pairs
+from amopo.cli.train import check_choices, data_options, objectives_of, quiet_libraries, read
 from amopo.data.verifiable import OBJECTIVES, task_from_record
 from amopo.packing.trie import SHARING
 from amopo.trainer.scratch import parse_scratch
@@ -45,20 +45,23 @@ def run(settings: Settings) -> None:
     check_choices(settings)
     if parse_scratch(settings.model) is not None:
         raise UsageError(f"--model: {settings.model} names an untrained model; give a folder or a Hub name")
-    inputs = read(settings, eval_fraction=0.0)
+    with console.busy("reading"):
+        inputs = read(settings, eval_fraction=0.0)
     if settings.generate:
         _check_tasks(settings, inputs)
     if settings.out is not None:
         _check_parent(settings.out)
-    console.say(f"data: {inputs.train.report}")
+    for line in (*inputs.left_out, f"data: {inputs.train.report}"):
+        console.say(line)
     quiet_libraries(settings)
-    model, tokenizer = load(settings.model, dtype=settings.dtype)
+    with console.busy("loading the model"):
+        model, tokenizer = load(settings.model, dtype=settings.dtype)
     found = {
         "model": settings.model,
         "data": settings.data,
-        "preferences": _preferences(settings, inputs, model, tokenizer),
+        "preferences": _preferences(settings, inputs, model, tokenizer, console),
     }
-    _print_preferences(found["preferences"], settings.objectives)
+    _print_preferences(found["preferences"], objectives_of(settings))
     if settings.generate:
         found["generation"] = _generation(settings, inputs, model, tokenizer, console)
         _print_generation(found["generation"], settings.objectives)
@@ -80,13 +83,16 @@ def _check_parent(path: str) -> None:
         raise UsageError(f"--out: the folder of {path} does not exist")
 
 
-def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any) -> dict[str, float]:
+def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any, console: Console) -> dict[str, float]:
+    from amopo.cli.callback import make_callback
     from amopo.evaluation.preferences import preference_metrics
 
-    samples, _ = tokenize_pairs(
+    samples, _ = tokenize(
         inputs.train.pairs,
         tokenizer,
-        objectives=settings.objectives,
+        console,
+        cache=not settings.no_cache,
+        objectives=objectives_of(settings),
         scales=inputs.scales,
         template=settings.template,
         max_prompt_length=settings.max_prompt_length,
@@ -95,10 +101,12 @@ def _preferences(settings: Settings, inputs: Inputs, model: Any, tokenizer: Any)
     return preference_metrics(
         model,
         samples,
-        objectives=settings.objectives,
+        objectives=objectives_of(settings),
+        orientation=settings.orientation,
         beta=settings.beta,
         tokens_per_batch=settings.tokens_per_batch,
         sharing=settings.sharing,
+        callbacks=[make_callback(console)],
     )
 
 

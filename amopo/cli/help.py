@@ -21,11 +21,15 @@ _PLACEHOLDERS = {int: "N", float: "X", str: "NAME", list: "A,B,C", dict: "{...}"
 
 
 def help_text(command: str, description: str, options: Sequence[Option], *, everything: bool) -> str:
-    lines = [f"usage: amopo {command} [options]", "", description, "", "options:"]
-    shown = [option for option in options if everything or option.important]
+    named = [option for option in options if option.positional]
+    usage = " ".join([f"usage: amopo {command}", *(str(option.metavar) for option in named), "[options]"])
+    lines = [usage, "", description, ""]
+    lines += [f"{option.metavar}: {option.help}\n" for option in named]
+    lines.append("options:")
+    shown = [option for option in options if (everything or option.important) and not option.positional]
     for option in shown:
         lines += _lines(option)
-    hidden = len(options) - len(shown)
+    hidden = len(options) - len(named) - len(shown)
     if hidden:
         lines += ["", f"{hidden} more, most of them the trainer's own: amopo {command} --help-all"]
     return "\n".join(lines) + "\n"

@@ -16,12 +16,16 @@ from amopo.data import (
     Pair,
     PairReport,
     PreferenceRecord,
+    ReadReport,
     Scale,
+    add_overall,
     build_pairs,
+    overall_weights,
     parse_scales,
     read_records,
     scales_of,
     split_records,
+    with_overall,
 )
 from amopo.data.scales import as_scales
 
@@ -38,9 +42,10 @@ class Inputs:
     train: Part
     evaluation: Part
     scales: dict[str, Scale]
+    left_out: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        found = [f"training data: {self.train.report}"]
+        found = [*self.left_out, f"training data: {self.train.report}"]
         if self.evaluation.report is None:
             return [*found, "evaluation data: none, so there will be no before and after"]
         return [*found, f"evaluation data: {self.evaluation.report}"]
@@ -77,25 +82,48 @@ def read_inputs(
     scales: Mapping[str, Scale] | None = None,
     format: str = "auto",
     strategy: str = "best_worst",
+    pairs_per_prompt: int | None = None,
+    orientation: str = "overall",
+    overall: bool = False,
     score_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
 ) -> Inputs:
-    records = read_records(data, objectives=objectives, scales=scales, format=format)
+    left_out: list[str] = []
+
+    def read(path: str) -> list[PreferenceRecord]:
+        report = ReadReport()
+        found = read_records(path, objectives=objectives, scales=scales, format=format, report=report)
+        if not report.is_complete:
+            left_out.append(f"{path}: {report}")
+        return found
+
+    records = read(data)
     if eval_data is not None:
-        train, held_out = records, read_records(eval_data, objectives=objectives, scales=scales, format=format)
+        train, held_out = records, read(eval_data)
     else:
         train, held_out = split_records(records, eval_fraction=eval_fraction, seed=seed)
     found_scales = scales_of([*train, *held_out])
+    if overall:
+        made_of = {"objectives": objectives, "scales": found_scales, "weights": score_weights}
+        train, held_out = add_overall(train, **made_of), add_overall(held_out, **made_of)
+        objectives, found_scales = with_overall(objectives), scales_of([*train, *held_out])
+        score_weights = overall_weights(objectives)
 
     def part(name: str, chosen_records: list[PreferenceRecord]) -> Part:
         if not chosen_records:
             return Part()
         try:
             pairs, report = build_pairs(
-                chosen_records, objectives=objectives, scales=found_scales, weights=score_weights, strategy=strategy
+                chosen_records,
+                objectives=objectives,
+                scales=found_scales,
+                weights=score_weights,
+                strategy=strategy,
+                pairs_per_prompt=pairs_per_prompt,
+                orientation=orientation,
             )
         except DataError as error:
             raise DataError(f"{name} data: {error}") from None
         return Part(chosen_records, pairs, report)
 
-    return Inputs(part("training", train), part("evaluation", held_out), found_scales)
+    return Inputs(part("training", train), part("evaluation", held_out), found_scales, left_out)

@@ -4,8 +4,9 @@ Contract
 --------
 `run_job(job, console)` imitates first if the model is made from scratch, measures, trains, measures again, saves. It
 returns the metrics that it also writes to `metrics.json` in the output directory: settings, versions, what was read,
-preference metrics before and after, the log of the training, seconds. `job.measure(model, tokenizer)` may add
-measurements of its own, under the key "generation".
+preference metrics before and after, the log of the training, seconds. What is known before training is written then,
+with "finished": false, so that a run that is stopped can be reported. `job.measure(model, tokenizer)` may add
+measurements of its own, under the key "generation"; `job.samples` held-out prompts are answered before and after.
 
 Everything that can be wrong with the input raises before training. A run from scratch keeps the imitating model in
 `imitation/`, from where a resumed run takes it.
@@ -13,27 +14,32 @@ Everything that can be wrong with the input raises before training. A run from s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amopo.cli.console import Console
+from amopo.cli.console import Console, is_main_process
 from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
 from amopo.cli.models import add_lora, fresh, load
-from amopo.data import Pair, TokenizationReport, tokenize_pairs
+from amopo.data import Pair, PairTokenizer, TokenizationReport, cached_samples
 from amopo.evaluation.preferences import silence, without_prefix
+from amopo.evaluation.samples import sample_responses
 from amopo.packing import TokenizedSample
 from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
 
 METRICS_FILE = "metrics.json"
 IMITATION_FOLDER = "imitation"
+SILENT_SECONDS = 2.0  # what is done sooner needs no progress bar
 
 
 @dataclass
@@ -59,7 +65,10 @@ class Job:
     resume: str | bool | None = None
     lora_r: int | None = None
     lora_alpha: float | None = None
+    cache: bool = False
     imitation: Imitation = dataclasses.field(default_factory=Imitation)
+    samples: int = 0
+    sample_tokens: int = 128
     measure: Callable[[Any, Any], Mapping[str, Any]] | None = None
 
     @property
@@ -68,14 +77,14 @@ class Job:
 
 
 def run_job(job: Job, console: Console) -> dict[str, Any]:
-    with console.stage("load"):
-        model, tokenizer = _prepare_model(job, console)
-    train, report = _tokenize(job, job.inputs.train.pairs, tokenizer)
+    with console.stage("load"), console.busy("loading the model"):
+        model, tokenizer = prepare_model(job, console)
+    train, report = _tokenize(job, job.inputs.train.pairs, tokenizer, console)
     console.say(f"training tokens: {report}")
     data = {"training": {"pairs": job.inputs.train.report, "tokens": report}}
-    evaluation: list[TokenizedSample] = []
+    evaluation: Sequence[TokenizedSample] = []
     if job.inputs.evaluation.pairs:
-        evaluation, report = _tokenize(job, job.inputs.evaluation.pairs, tokenizer)
+        evaluation, report = _tokenize(job, job.inputs.evaluation.pairs, tokenizer, console)
         console.say(f"evaluation tokens: {report}")
         data["evaluation"] = {"pairs": job.inputs.evaluation.report, "tokens": report}
     trainer = _make_trainer(job, model, tokenizer, train, evaluation, console)
@@ -88,16 +97,19 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
         "data": data,
     }
     if parse_scratch(job.model) is not None and not job.resume:
-        metrics["imitation"] = _imitate(job, trainer.model, tokenizer, console)
+        metrics["imitation"] = imitate_first(job, trainer.model, tokenizer, console)
     before = _measure(job, trainer, tokenizer, console, "before")
+    unfinished = {"finished": False} | {name: {"before": found} for name, found in before.items()}
+    write_metrics(job.folder, metrics | unfinished)
     with console.stage("train"):
         trainer.train(resume_from_checkpoint=job.resume or None)
     after = _measure(job, trainer, tokenizer, console, "after")
     if "preferences" in after and "preferences" not in before:
         before["preferences"] = _evaluated_on_start(trainer)
-    with console.stage("save"):
+    with console.stage("save"), console.busy("saving"):
         trainer.save_model()
-    metrics |= {name: {"before": before[name], "after": after[name]} for name in before}
+    metrics["finished"] = True
+    metrics |= {name: {"before": found, "after": after[name]} for name, found in before.items()}
     metrics["log_history"] = trainer.state.log_history
     metrics["seconds"] = {name: round(seconds, 1) for name, seconds in console.seconds.items()}
     write_metrics(job.folder, metrics)
@@ -105,13 +117,17 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """Writes `metrics.json`, whole or not at all, in the main process."""
     path = folder / METRICS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
+    if is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
     return path
 
 
-def _prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
+def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
     """The model as it stands before any training, its tokenizer."""
     size = parse_scratch(job.model)
     if size is not None and job.lora_r is not None:
@@ -140,7 +156,8 @@ def _prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _imitate(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str, Any]:
+def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str, Any]:
+    """Trains a model from scratch to imitate the training responses, and keeps it in `imitation/`."""
     from amopo.trainer.demonstrations import demonstrations
     from amopo.trainer.imitation import imitate
 
@@ -174,10 +191,37 @@ def _imitate(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str
     return {"demonstrations": len(rows), **dataclasses.asdict(options), **dataclasses.asdict(result)}
 
 
-def _tokenize(job: Job, pairs: list[Pair], tokenizer: Any) -> tuple[list[TokenizedSample], TokenizationReport]:
-    return tokenize_pairs(
+def tokenize(
+    pairs: Sequence[Pair], tokenizer: Any, console: Console, *, cache: bool, **settings: Any
+) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
+    """Samples in mapped files where they are cached, else as a list; `settings` as for `tokenize_pairs`."""
+    with console.stage("tokenise"), contextlib.ExitStack() as stack:
+        started, bars = time.monotonic(), []
+
+        def show(done: int) -> None:
+            if not bars and time.monotonic() - started > SILENT_SECONDS:
+                bars.append(stack.enter_context(console.bar("tokenise")))
+            if bars and (done % 100 == 0 or done == len(pairs)):
+                bars[0].update(done, len(pairs))
+
+        if cache:
+            return cached_samples(pairs, tokenizer, on_sample=show, **settings)
+        run = PairTokenizer(tokenizer, **settings)
+        samples = []
+        for sample in run.samples(pairs):
+            samples.append(sample)
+            show(len(samples))
+        return samples, run.report()
+
+
+def _tokenize(
+    job: Job, pairs: Sequence[Pair], tokenizer: Any, console: Console
+) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
+    return tokenize(
         pairs,
         tokenizer,
+        console,
+        cache=job.cache,
         objectives=job.args.objectives,
         scales=job.inputs.scales,
         template=job.template,
@@ -190,8 +234,8 @@ def _make_trainer(
     job: Job,
     model: Any,
     tokenizer: Any,
-    train: list[TokenizedSample],
-    evaluation: list[TokenizedSample],
+    train: Sequence[TokenizedSample],
+    evaluation: Sequence[TokenizedSample],
     console: Console,
 ) -> Any:
     from amopo.cli.callback import make_callback
@@ -201,7 +245,7 @@ def _make_trainer(
         model,
         job.args,
         train_dataset=train,
-        eval_dataset=evaluation or None,
+        eval_dataset=evaluation if len(evaluation) else None,
         processing_class=tokenizer,
         callbacks=[make_callback(console)],
     )
@@ -211,7 +255,7 @@ def _make_trainer(
     return trainer
 
 
-def _check_budget(job: Job, model: Any, samples: list[TokenizedSample]) -> None:
+def _check_budget(job: Job, model: Any, samples: Sequence[TokenizedSample]) -> None:
     """A budget that cannot hold the largest sample would otherwise show only when that sample comes up."""
     weight = model.get_output_embeddings().weight
     rows = max(sample.num_objectives * (len(sample.chosen) + len(sample.rejected)) for sample in samples)
@@ -234,6 +278,18 @@ def _measure(job: Job, trainer: Any, tokenizer: Any, console: Console, when: str
     if job.measure is not None:
         with console.stage("generation"):
             measured["generation"] = job.measure(trainer.model, tokenizer)
+    if job.samples and job.inputs.evaluation.records and is_main_process():
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            console.say("no samples: they are not generated from a model that is sharded over devices")
+            return measured
+        with console.stage("samples"), console.busy("answering sample prompts"):
+            measured["samples"] = sample_responses(
+                trainer.model,
+                tokenizer,
+                job.inputs.evaluation.records[: job.samples],
+                max_prompt_length=job.max_prompt_length,
+                max_new_tokens=min(job.sample_tokens, job.max_response_length),
+            )
     return measured
 
 

@@ -2,7 +2,8 @@
 
 `main(argv)` runs one command and returns the exit status: 0, or 2 for bad input, 1 for a failure, 130 for Ctrl-C.
 An error is exactly one line on stderr; `--debug` or AMOPO_DEBUG=1 shows the traceback instead.
-A command is a module of this folder with `DESCRIPTION`, `options()` and `run(settings)`, imported when it is asked for.
+A command is a module of this folder with `DESCRIPTION`, `options()` and `run(settings)`, imported when it is asked for;
+one with commands of its own has `main(argv)` instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from amopo.cli.options import parse
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("amopo.cli.train", "align a model to several objectives, from a preference file"),
     "eval": ("amopo.cli.evaluate", "margins and accuracies of a model on a preference file, or its scores on tasks"),
+    "data": ("amopo.cli.data", "inspect, convert, split and annotate preference data"),
+    "report": ("amopo.cli.report", "one page with the figures of a run, or of several side by side"),
     "doctor": ("amopo.cli.doctor", "compare packed rows with separate forwards on a model, device and precision"),
     "env": ("amopo.cli.env", "versions, devices, and which implementation of each operation runs"),
     "demo": ("amopo.cli.demo", "the whole way on generated tasks, in a few minutes on a CPU"),
@@ -49,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(argv[0], argv[1:])
     except SystemExit as stop:  # argparse, after printing the help
         return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        print("amopo: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        # a command that can be resumed says how
+        print("amopo: interrupted" + "".join(f"; {text}" for text in stop.args), file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -63,6 +67,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
     module = importlib.import_module(COMMANDS[name][0])
+    if hasattr(module, "main"):
+        return module.main(argv)
     settings = parse(name, module.DESCRIPTION, module.options(), argv)
     module.run(settings)
     return 0

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from amopo.cli.coerce import coerce
+from amopo.cli.coerce import YES_OR_NO, coerce
 from amopo.cli.errors import UsageError, did_you_mean
 from amopo.cli.help import help_text, is_switch
 
@@ -49,6 +49,7 @@ class Option:
     required: bool = False
     important: bool = True  # shown by --help; the others by --help-all
     help_default: Any = None  # for the help page, where `default` is left to a dataclass
+    positional: bool = False  # a list, given without a flag
 
     @property
     def shown_default(self) -> Any:
@@ -112,27 +113,41 @@ def parse(command: str, description: str, options: Sequence[Option], argv: Seque
     full = functools.partial(help_text, command, description, options, everything=True)
     parser.add_argument("-h", "--help", action=_ShowHelp, nargs=0, const=short, default=argparse.SUPPRESS)
     parser.add_argument("--help-all", action=_ShowHelp, nargs=0, const=full, default=argparse.SUPPRESS)
-    for option in options:
+    for option in (option for option in options if not option.positional):
         flags = list(dict.fromkeys([option.flag, "--" + option.name]))
         switch = {"nargs": "?", "const": True} if is_switch(option.type) else {}
         parser.add_argument(*flags, dest=option.name, default=argparse.SUPPRESS, **switch)
-    namespace, rest = parser.parse_known_args(list(argv))
-    if rest:
-        _unknown_argument(rest[0], by_name)
+    named = [option for option in options if option.positional]
+    namespace, rest = parser.parse_known_args(_switches_closed(argv, options) if named else list(argv))
+    for argument in rest if not named else [argument for argument in rest if argument.startswith("-")]:
+        _unknown_argument(argument, by_name)
+    if named and rest:
+        setattr(namespace, named[0].name, rest)
     flags = {name: _coerced(by_name[name], value, by_name[name].flag) for name, value in vars(namespace).items()}
     from_file = _read_config(flags["config"], by_name) if flags.get("config") else {}
     values = {option.name: option.default for option in options if option.default is not UNSET}
     settings = Settings({**values, **from_file, **flags}, {*from_file, *flags})
     for option in options:
         if option.required and option.name not in settings.given:
-            raise UsageError(f"amopo {command} needs {option.flag}: {option.help}")
+            shown = option.metavar if option.positional else option.flag
+            raise UsageError(f"amopo {command} needs {shown}: {option.help}")
     return settings
+
+
+def _switches_closed(argv: Sequence[str], options: Sequence[Option]) -> list[str]:
+    """A switch takes the next word as its value; what is no yes or no stands for itself (`--quiet FILE`)."""
+    switches = {flag for option in options if is_switch(option.type) for flag in (option.flag, "--" + option.name)}
+    closed = []
+    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
+        is_open = argument in switches and following.lower() not in YES_OR_NO
+        closed.append(f"{argument}=true" if is_open else argument)
+    return closed
 
 
 def _general_options() -> list[Option]:
     return [
         Option("config", str, "YAML file with the same keys; flags win over it", metavar="FILE"),
-        Option("quiet", bool, "no progress, no logs; errors only", default=False),
+        Option("quiet", bool, "no progress, no logs; results and errors only", default=False),
         Option("debug", bool, "show the traceback of an error (also AMOPO_DEBUG=1)", default=False),
     ]
 

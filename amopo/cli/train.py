@@ -1,7 +1,7 @@
 """`amopo train`: from a preference file to an aligned model.
 
 Reads, checks, tokenises; imitates first if the model is made from scratch; trains; saves model, tokenizer,
-`metrics.json` and `picture.png` in the output directory; shows before and after on the held-out pairs.
+`metrics.json`, `picture.png` and `report.html` in the output directory; shows before and after on the held-out pairs.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from amopo.cli.console import Console
+from amopo.cli.console import Console, is_main_process
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
 from amopo.cli.models import DTYPES, need
 from amopo.cli.options import Option, Settings, options_of
-from amopo.data import get_template
-from amopo.data.pairs import STRATEGIES
+from amopo.cli.report import report_after_run
+from amopo.data import get_template, with_overall
+from amopo.data.pairs import ORIENTATIONS, STRATEGIES, check_pairs_per_prompt
 from amopo.data.readers import FORMATS
 from amopo.data.scales import check_objectives
-from amopo.report.changes import Change, Section
+from amopo.report.changes import preference_sections
 
 DESCRIPTION = "Aligns a model to several objectives, from a file of scored responses."
 
@@ -62,6 +63,7 @@ DEFAULTS = {"logging_steps": 0.025}
 # Settings that are the command's own, that it decides, or that the trainer does not read.
 OWN = (
     "objectives",
+    "orientation",
     "output_dir",
     "disable_tqdm",
     "report_to",
@@ -78,12 +80,30 @@ def data_options() -> list[Option]:
     """What `amopo train` and `amopo eval` share."""
     return [
         Option("model", str, "folder, Hub name, or scratch:tiny for a new small model", metavar="M", required=True),
-        Option("data", str, "JSONL file of prompts with scored responses", metavar="FILE", required=True),
+        Option("data", str, "prompts with scored responses: a file, or hf:owner/name", metavar="FILE", required=True),
         Option("objectives", list[str], "names of the objectives: a,b,c", metavar="A,B,C", required=True),
         Option("scales", dict | str | None, "scale of each objective", default=None, metavar="A=1:6,B=0:4"),
         Option("format", str, f"of the file: {', '.join(FORMATS)}", default="auto", important=False),
-        Option("template", str, "how an objective is written into a prompt", default="rubric"),
+        Option(
+            "template",
+            str,
+            "how an objective is written into a prompt: a name, or a .txt or .yaml file",
+            default="rubric",
+            metavar="NAME|FILE",
+        ),
         Option("pairs", str, f"which responses are compared: {', '.join(STRATEGIES)}", default="best_worst"),
+        Option(
+            "pairs_per_prompt", int | None, "with --pairs all: only the N that differ most", default=None, metavar="N"
+        ),
+        Option(
+            "orientation",
+            str,
+            "overall: one winner for all objectives; per_objective: each has its own, ties are left out",
+            default="overall",
+        ),
+        Option(
+            "overall", bool, "add a leading objective: overall quality, the weighted mean of the others", default=False
+        ),
         Option(
             "score_weights",
             Any,
@@ -93,6 +113,7 @@ def data_options() -> list[Option]:
         ),
         Option("max_prompt_length", int, "longest prompt in tokens", default=512),
         Option("max_response_length", int, "longest response in tokens", default=512),
+        Option("no_cache", bool, "tokenise anew, and keep nothing", default=False, important=False),
         Option("dtype", str, f"of the loaded weights: {', '.join(DTYPES)}", default="float32", important=False),
     ]
 
@@ -115,6 +136,9 @@ def options() -> list[Option]:
         Option("imitation_learning_rate", float, "for scratch models", default=2e-3, important=False),
         Option("imitation_tokens", int, "tokens per imitation step", default=4096, important=False),
         Option("imitation_conditioned", float, "share of prompts with a template", default=0.5, important=False),
+        Option("samples", int, "held-out prompts to answer before and after, for the report", default=8),
+        Option("sample_tokens", int, "longest of these answers", default=128, important=False),
+        Option("report", bool, "end with a report (report.html, as amopo report does)", default=True, important=False),
         Option("report_to", str, "tracker that metrics are sent to", default="none", important=False),
     ]
     trainers = options_of(AMoPOConfig, important=IMPORTANT, exclude=OWN, help=HELP)
@@ -125,7 +149,7 @@ def run(settings: Settings) -> None:
     console = Console(quiet=settings.quiet)
     check_choices(settings)
     args = make_config(settings)
-    with console.stage("read"):
+    with console.stage("read"), console.busy("reading"):
         inputs = read(settings, eval_data=settings.eval_data, eval_fraction=settings.eval_fraction, seed=args.seed)
     for line in inputs.lines():
         console.say(line)
@@ -144,29 +168,56 @@ def run(settings: Settings) -> None:
         resume=settings.resume,
         lora_r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
+        cache=not settings.no_cache,
         imitation=Imitation(
             epochs=settings.imitation_epochs,
             learning_rate=settings.imitation_learning_rate,
             tokens_per_batch=settings.imitation_tokens,
             conditioned=settings.imitation_conditioned,
         ),
+        samples=settings.samples,
+        sample_tokens=settings.sample_tokens,
     )
     metrics = run_job(job, console)
-    report(metrics, args.objectives, job.folder, console)
+    if is_main_process():
+        report(metrics, args.objectives, job.folder, console)
+        if settings.report:
+            report_after_run(job.folder, console)
 
 
 def check_choices(settings: Settings) -> None:
     """Names among which there is a choice, before any file is read."""
-    check_objectives(settings.objectives)
+    objectives_of(settings)
     get_template(settings.template)
-    for name, known in (("format", FORMATS), ("pairs", STRATEGIES), ("dtype", DTYPES)):
+    choices = (("format", FORMATS), ("pairs", STRATEGIES), ("orientation", ORIENTATIONS), ("dtype", DTYPES))
+    for name, known in choices:
         if getattr(settings, name) not in known:
             raise UsageError(f"--{name}: {getattr(settings, name)!r} is not one of {', '.join(known)}")
+    try:
+        check_pairs_per_prompt(settings.pairs_per_prompt, strategy_of(settings))
+    except ValueError as error:
+        raise UsageError(f"--pairs-per-prompt: {error}") from None
     for name in ("imitation_epochs", "imitation_learning_rate", "imitation_tokens"):
         if name in settings.values and not settings.values[name] > 0:
             raise UsageError(f"--{name.replace('_', '-')}: a number above 0 is needed, not {settings.values[name]}")
+    if settings.values.get("samples", 0) < 0:
+        raise UsageError(f"--samples: 0 (none) or more, not {settings.samples}")
+    if settings.values.get("sample_tokens", 1) < 1:
+        raise UsageError(f"--sample-tokens: at least 1, not {settings.sample_tokens}; --samples 0 leaves them out")
     if not 0 <= settings.values.get("imitation_conditioned", 0) <= 1:
         raise UsageError(f"--imitation-conditioned: a share between 0 and 1, not {settings.imitation_conditioned}")
+
+
+def objectives_of(settings: Settings) -> list[str]:
+    """The objectives that are trained: those of the file, with "overall" before them if asked for."""
+    named = list(check_objectives(settings.objectives))
+    return with_overall(named) if settings.overall else named
+
+
+def strategy_of(settings: Settings) -> str:
+    """Which responses are compared; a number of pairs per prompt alone chooses among all."""
+    asked = settings.pairs_per_prompt is not None and "pairs" not in settings.given
+    return "all" if asked else settings.pairs
 
 
 def make_config(settings: Settings) -> Any:
@@ -179,7 +230,11 @@ def make_config(settings: Settings) -> Any:
     # Templates after the prompt leave it a common beginning of all K prompts.
     given.setdefault("sharing", "tree" if get_template(settings.template).position == "suffix" else "pair")
     args = AMoPOConfig(
-        output_dir=settings.output_dir, objectives=settings.objectives, report_to=settings.report_to, **given
+        output_dir=settings.output_dir,
+        objectives=objectives_of(settings),
+        orientation=settings.orientation,
+        report_to=settings.report_to,
+        **given,
     )
     args.disable_tqdm = True  # amopo.cli.callback shows the progress
     return args
@@ -191,7 +246,10 @@ def read(settings: Settings, **options: Any) -> Inputs:
         objectives=settings.objectives,
         scales=read_scales(settings.scales),
         format=settings.format,
-        strategy=settings.pairs,
+        strategy=strategy_of(settings),
+        pairs_per_prompt=settings.pairs_per_prompt,
+        orientation=settings.orientation,
+        overall=settings.overall,
         score_weights=read_score_weights(settings.score_weights),
         **options,
     )
@@ -204,21 +262,6 @@ def quiet_libraries(settings: Settings) -> None:
     if not settings.debug:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-
-
-def preference_sections(
-    before: Mapping[str, float], after: Mapping[str, float], objectives: Sequence[str]
-) -> list[Section]:
-    """Accuracies and margins on held-out pairs, per objective."""
-    sections = []
-    for title, metric, signed in (
-        ("held-out pairs: accuracy", "rewards/accuracies", False),
-        ("held-out pairs: margin", "rewards/margins", True),
-    ):
-        keys = {name: f"{metric}/{name}" for name in objectives} | {"mean": metric}
-        changes = [Change(name, before[key], after[key], digits=3, signed=signed) for name, key in keys.items()]
-        sections.append(Section(title, changes))
-    return sections
 
 
 def report(metrics: Mapping[str, Any], objectives: Sequence[str], folder: Any, console: Console) -> None:

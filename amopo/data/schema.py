@@ -4,7 +4,7 @@ A record is a prompt with two or more responses; each response has one score per
 
     PreferenceRecord(id, prompt, responses)     prompt: ({"role": "user", "content": "..."}, ...)
     Response(text, scores)                      scores: {"helpfulness": 3.0, ...}
-    Pair(id, prompt, chosen, rejected)          two responses of one record, the better one first
+    Pair(id, prompt, chosen, rejected, signs)   two responses of one record, the better one first
 
 Every objective has a `Scale(low, high)`. Scores must lie on it, else `DataError`, which is a ValueError that names file
 and line. Messages are plain dicts, because chat templates take dicts. Content is text only: images or tool calls raise
@@ -22,12 +22,12 @@ from typing import Any, TypedDict
 class DataError(ValueError):
     """Input data that cannot be used. The message starts with the file and the line where they are known."""
 
-    def __init__(self, message: str, *, file: object = None, line: int | None = None) -> None:
+    def __init__(self, message: str, *, file: object = None, line: int | None = None, unit: str = "line") -> None:
         self.file = None if file is None else str(file)
         self.line = line
         place = [] if file is None else [self.file]
         if line is not None:
-            place.append(f"line {line}")
+            place.append(f"{unit} {line}")  # "row" where a file has no lines
         super().__init__(f"{', '.join(place)}: {message}" if place else message)
 
 
@@ -92,12 +92,17 @@ class PreferenceRecord:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two responses to one prompt; `chosen` is the one with the larger weighted score."""
+    """Two responses to one prompt; `chosen` is the one with the larger weighted score.
+
+    `signs`, by objective: +1 where it prefers `chosen`, -1 where it prefers `rejected`, 0 where neither. None: one
+    winner for all objectives.
+    """
 
     id: int | str
     prompt: tuple[Message, ...]
     chosen: Response
     rejected: Response
+    signs: Mapping[str, int] | None = None
 
 
 def show_number(value: float) -> str:

@@ -3,6 +3,8 @@
 `split_records(records, eval_fraction=0.1, seed=0) -> (train, eval)`. The unit is the prompt: records with the same
 prompt stay together, so that no evaluation prompt was seen in training. Which prompts are held out depends on the
 prompts and the seed alone, not on their order in the file. Both parts keep the order of the file.
+
+`prompt_rank` and `number_held_out` are that choice; `amopo.data.split_file` makes the same one for files.
 """
 
 from __future__ import annotations
@@ -11,25 +13,44 @@ import json
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from amopo.data.schema import DataError, PreferenceRecord, is_finite_number
+from amopo.data.schema import DataError, Message, PreferenceRecord, is_finite_number
+
+
+def prompt_rank(prompt: Sequence[Message], *, seed: int) -> int:
+    """Where a prompt stands in the order from which the first are held out: an integer below 2**63.
+
+    Ranking by a seeded hash, and not by a shuffle of positions, keeps the choice independent of the file's order.
+    """
+    key = json.dumps(prompt, sort_keys=True)
+    digest = blake2b(f"{seed}:{key}".encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def check_eval_fraction(eval_fraction: float) -> None:
+    """Raise for a share that is not in 0 <= share < 1."""
+    if not is_finite_number(eval_fraction) or not 0 <= eval_fraction < 1:
+        raise ValueError(f"eval_fraction must be at least 0 and below 1, but is {eval_fraction!r}")
+
+
+def number_held_out(distinct_prompts: int, *, eval_fraction: float) -> int:
+    """How many prompts are held out: at least one if the fraction is above 0, never all."""
+    if distinct_prompts < 2:
+        raise DataError(
+            f"cannot hold out prompts from {distinct_prompts} distinct prompt(s); give more data or eval_fraction=0"
+        )
+    return min(max(1, round(eval_fraction * distinct_prompts)), distinct_prompts - 1)
 
 
 def split_records(
     records: Sequence[PreferenceRecord], *, eval_fraction: float, seed: int
 ) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
     """`eval_fraction` of the distinct prompts goes to the second list: at least one if above 0, never all."""
-    if not is_finite_number(eval_fraction) or not 0 <= eval_fraction < 1:
-        raise ValueError(f"eval_fraction must be at least 0 and below 1, but is {eval_fraction!r}")
-    keys = [json.dumps(record.prompt, sort_keys=True) for record in records]
-    # Ranking by a seeded hash, and not by a shuffle of positions, keeps the choice independent of the file's order.
-    ranked = sorted(set(keys), key=lambda key: blake2b(f"{seed}:{key}".encode(), digest_size=16).digest())
+    check_eval_fraction(eval_fraction)
     if eval_fraction == 0:
         return list(records), []
-    if len(ranked) < 2:
-        raise DataError(
-            f"cannot hold out prompts from {len(ranked)} distinct prompt(s); give more data or eval_fraction=0"
-        )
-    held_out = set(ranked[: min(max(1, round(eval_fraction * len(ranked))), len(ranked) - 1)])
-    train = [record for record, key in zip(records, keys, strict=True) if key not in held_out]
-    evaluation = [record for record, key in zip(records, keys, strict=True) if key in held_out]
+    ranks = [prompt_rank(record.prompt, seed=seed) for record in records]
+    ranked = sorted(set(ranks))
+    held_out = set(ranked[: number_held_out(len(ranked), eval_fraction=eval_fraction)])
+    train = [record for record, rank in zip(records, ranks, strict=True) if rank not in held_out]
+    evaluation = [record for record, rank in zip(records, ranks, strict=True) if rank in held_out]
     return train, evaluation

@@ -5,36 +5,43 @@
 The text goes into the last user message, set off by a blank line. `messages` is never changed: rendering K objectives
 from the same messages gives K prompts with one template text each. `score=None` gives the text without a score.
 
-  "rubric"         default; before x: names and explains the objective, its scale, the score to reach
+  "rubric"         default; before x: names and explains the objective, its scale (ends and middle), the score to reach
   "rubric_suffix"  the same text after x
   "brief"          before x: one short line, for small models
   "plain"          x untouched, as at inference
 
-`register_template(name)` adds one: a `Template`, or a function (objective, score, scale) -> text.
-A score outside its scale, messages that do not end with the user, and a template without text raise ValueError.
+`register_template(name)` adds one: a `Template`, or a function (objective, score, scale) -> text. A name that ends with
+.txt, .yaml or .yml is that of a file, see `amopo.data.template_file`. A score outside its scale, a scale that is not
+the one the template writes out, messages that do not end with the user, and a template without text raise ValueError.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 
 from amopo.data.descriptions import describe, display_name
 from amopo.data.schema import Message, Scale, is_finite_number, show_number
+from amopo.data.template_file import POSITIONS, is_template_file, read_template_file, write_text
 from amopo.registry import Registry
 
 SEPARATOR = "\n\n"
-POSITIONS = ("prefix", "suffix")
 WriteText = Callable[[str, float | None, Scale], str]
 
 
 @dataclass(frozen=True)
 class Template:
-    """One way to write an objective into a prompt. `write=None` is the identity."""
+    """One way to write an objective into a prompt. `write=None` is the identity.
+
+    `scale`: the one that its text writes out, if it does; objectives on another scale are refused.
+    """
 
     name: str
     write: WriteText | None
     position: str = "prefix"
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         if self.position not in POSITIONS:
@@ -44,6 +51,11 @@ class Template:
 
     def text(self, *, objective: str, score: float | None, scale: Scale) -> str:
         """What the template says about the objective; empty for the identity."""
+        if self.scale is not None and scale != self.scale:
+            raise ValueError(
+                f"template {self.name!r} tells the model a scale of {self.scale}, but objective {objective!r} is "
+                f"scored on {scale}; declare the right scale, or let the template show {{low}} and {{high}}"
+            )
         if score is not None and (not is_finite_number(score) or score not in scale):
             raise ValueError(
                 f"template {self.name!r}: the score {score!r} for objective {objective!r} is not on its scale {scale}; "
@@ -74,8 +86,11 @@ def _write_rubric(objective: str, score: float | None, scale: Scale) -> str:
     low, high = show_number(scale.low), show_number(scale.high)
     text = (
         f"This request is about {name}: {description.meaning}. "
-        f"An answer is rated from {low} ({description.low}) to {high} ({description.high})."
+        f"An answer is rated from {low} ({description.low}) to {high} ({description.high})"
     )
+    if description.middle:
+        text += f"; {show_number((scale.low + scale.high) / 2)} stands for the middle ({description.middle})"
+    text += "."
     if score is None:
         return text
     return f"{text} Give an answer that would be rated {show_number(score)} for {name}."
@@ -91,8 +106,16 @@ list_templates = _templates.list
 
 
 def get_template(template: str | Template) -> Template:
-    """The template of that name; a `Template` is returned as it is."""
-    return template if isinstance(template, Template) else _templates.get(template)
+    """The template of that name, or in that file; a `Template` is returned as it is."""
+    if isinstance(template, Template):
+        return template
+    return load_template(template) if is_template_file(template) else _templates.get(template)
+
+
+def load_template(path: str | PathLike[str]) -> Template:
+    """The template in a .txt or .yaml file; see `amopo.data.template_file`."""
+    fields = read_template_file(path)
+    return Template(fields["name"], functools.partial(write_text, fields["text"]), fields["position"], fields["scale"])
 
 
 def register_template(

@@ -2,10 +2,12 @@
 
     tokenize_pairs(pairs, tokenizer, objectives=[...], scales={...}, template="rubric",
                    max_prompt_length=512, max_response_length=512) -> (list[TokenizedSample], TokenizationReport)
+    PairTokenizer(tokenizer, ...).samples(pairs) -> iterator of TokenizedSample     the same, keeping none of them
 
 Each pair gives one sample: K prompts f(x, d_k) through the tokenizer's chat template, assistant header included, and
-two responses with their end-of-turn token. All K prompts show the score of the chosen response, for both responses:
-they are compared under one prompt. Responses are cut at the end, chosen and rejected to the same length; a cut response
+two responses with their end-of-turn token. Prompt k shows one score for both responses, since they are compared under
+one prompt: that of the response that objective k prefers (the chosen one, unless the pair has signs). Responses are
+cut at the end, chosen and rejected to the same length; a cut response
 has no end-of-turn token, since it does not end there. Prompts are cut as amopo/data/truncate.py says. Pairs that are
 the same token for token after that are dropped. The report counts all of it. A prompt that cannot fit, or a tokenizer
 without a chat template, raises ValueError.
@@ -16,7 +18,7 @@ best score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ from amopo.data.scales import check_objectives, resolve_scales
 from amopo.data.schema import DataError, Message, Pair, Scale
 from amopo.data.templates import Template, get_template
 from amopo.data.truncate import fit_prompt
-from amopo.packing.sample import TokenizedSample
+from amopo.packing.sample import TokenizedSample, sample_id_to_int64
 
 PLAIN = "plain"
 
@@ -63,55 +65,117 @@ def tokenize_pairs(
     max_prompt_length: int = 512,
     max_response_length: int = 512,
 ) -> tuple[list[TokenizedSample], TokenizationReport]:
-    objectives, template, chat = check_objectives(objectives), get_template(template), ChatEncoder(tokenizer)
-    scales = resolve_scales(objectives, given=scales)
-    _check_length("max_prompt_length", max_prompt_length)
-    _check_length("max_response_length", max_response_length)
-    samples: list[TokenizedSample] = []
-    seen: set[str] = set()
-    prompts_cut = chosen_cut = rejected_cut = 0
-    for pair in pairs:
-        if missing := [name for name in objectives if name not in pair.chosen.scores]:
-            raise DataError(f"sample {pair.id!r}: the chosen response has no score for objective {missing[0]!r}")
-        name = f"sample {pair.id!r}"
-        if str(pair.id) in seen:
+    """All samples at once, as a list; `amopo.data.cache` keeps them in a file instead."""
+    run = PairTokenizer(
+        tokenizer,
+        objectives=objectives,
+        scales=scales,
+        template=template,
+        max_prompt_length=max_prompt_length,
+        max_response_length=max_response_length,
+    )
+    samples = list(run.samples(pairs))
+    return samples, run.report()
+
+
+class PairTokenizer:
+    """Pairs as samples, one after the other, and a report of all so far."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        objectives: Sequence[str],
+        scales: Mapping[str, Scale],
+        template: str | Template = "rubric",
+        max_prompt_length: int = 512,
+        max_response_length: int = 512,
+    ) -> None:
+        self.objectives, self.template = check_objectives(objectives), get_template(template)
+        self.chat = ChatEncoder(tokenizer)
+        self.scales = resolve_scales(self.objectives, given=scales)
+        _check_length("max_prompt_length", max_prompt_length)
+        _check_length("max_response_length", max_response_length)
+        self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
+        self._seen: set[int] = set()
+        self._counts = dict.fromkeys(("pairs", "samples", "prompts_cut", "chosen_cut", "rejected_cut"), 0)
+        self._longest = {"prompt": 0, "response": 0}
+
+    def samples(self, pairs: Iterable[Pair]) -> Iterator[TokenizedSample]:
+        for pair in pairs:
+            sample = self._sample(pair)
+            if sample is not None:
+                yield sample
+
+    def report(self) -> TokenizationReport:
+        """What became of the pairs so far. Raises DataError if there are none to train on."""
+        counts = self._counts
+        report = TokenizationReport(
+            **counts,
+            dropped_identical=counts["pairs"] - counts["samples"],
+            longest_prompt=self._longest["prompt"],
+            longest_response=self._longest["response"],
+            end_from_template=self.chat.from_template,
+        )
+        if not counts["samples"]:
+            raise DataError(f"no pair is left to train on ({report}); give more pairs or raise max_response_length")
+        return report
+
+    def shown_scores(self, pair: Pair) -> dict[str, float]:
+        """The score that each objective's prompt shows: of the response that the objective prefers."""
+        shown = {}
+        for name in self.objectives:
+            better = pair.rejected if pair.signs is not None and pair.signs.get(name) == -1 else pair.chosen
+            if name not in better.scores:
+                side = "chosen" if better is pair.chosen else "rejected"
+                raise DataError(f"sample {pair.id!r}: the {side} response has no score for objective {name!r}")
+            shown[name] = better.scores[name]
+        return shown
+
+    def _sample(self, pair: Pair) -> TokenizedSample | None:
+        """The sample of a pair; None if its responses are the same, token for token."""
+        name, counts, chat = f"sample {pair.id!r}", self._counts, self.chat
+        shown, signs = self.shown_scores(pair), self._signs(pair)
+        key = sample_id_to_int64(str(pair.id))
+        if key in self._seen:
             raise DataError(f"{name}: another pair has this id; the weights' noise is keyed by it, so ids must differ")
-        seen.add(str(pair.id))
+        self._seen.add(key)
+        counts["pairs"] += 1
         try:
             chosen, rejected = chat.response(pair.chosen.text), chat.response(pair.rejected.text)
         except ValueError as error:
             raise DataError(f"{name}: {error}") from error
-        short_chosen, short_rejected = chosen[:max_response_length], rejected[:max_response_length]
+        short_chosen, short_rejected = chosen[: self.max_response_length], rejected[: self.max_response_length]
         if short_chosen == short_rejected:
-            continue
+            return None
 
-        shown = {objective: pair.chosen.scores[objective] for objective in objectives}
-
-        def encode(messages: Sequence[Message], name: str = name, shown: dict[str, float] = shown) -> list[list[int]]:
+        def encode(messages: Sequence[Message]) -> list[list[int]]:
             try:
-                return chat.encode([chat.prompt_text(m) for m in _render(messages, template, shown, scales)])
+                return chat.encode([chat.prompt_text(m) for m in _render(messages, self.template, shown, self.scales)])
             except ValueError as error:
                 raise DataError(f"{name}: {error}") from error
 
-        prompt = fit_prompt(pair.prompt, encode, limit=max_prompt_length, name=name)
-        prompts_cut += prompt.cut
-        chosen_cut += len(short_chosen) < len(chosen)
-        rejected_cut += len(short_rejected) < len(rejected)
-        samples.append(TokenizedSample(tuple(prompt.ids), short_chosen, short_rejected, pair.id))
-    report = TokenizationReport(
-        pairs=len(pairs),
-        samples=len(samples),
-        prompts_cut=prompts_cut,
-        chosen_cut=chosen_cut,
-        rejected_cut=rejected_cut,
-        dropped_identical=len(pairs) - len(samples),
-        longest_prompt=max((len(ids) for sample in samples for ids in sample.prompts), default=0),
-        longest_response=max((len(ids) for sample in samples for ids in (sample.chosen, sample.rejected)), default=0),
-        end_from_template=chat.from_template,
-    )
-    if not samples:
-        raise DataError(f"no pair is left to train on ({report}); give more pairs or raise max_response_length")
-    return samples, report
+        prompt = fit_prompt(pair.prompt, encode, limit=self.max_prompt_length, name=name)
+        counts["samples"] += 1
+        counts["prompts_cut"] += prompt.cut
+        counts["chosen_cut"] += len(short_chosen) < len(chosen)
+        counts["rejected_cut"] += len(short_rejected) < len(rejected)
+        self._longest["prompt"] = max(self._longest["prompt"], *map(len, prompt.ids))
+        self._longest["response"] = max(self._longest["response"], len(short_chosen), len(short_rejected))
+        return TokenizedSample(tuple(prompt.ids), short_chosen, short_rejected, pair.id, signs)
+
+    def _signs(self, pair: Pair) -> tuple[int, ...] | None:
+        if pair.signs is None:
+            return None
+        if missing := [name for name in self.objectives if name not in pair.signs]:
+            raise DataError(f"sample {pair.id!r}: the pair has no sign for objective {missing[0]!r}")
+        signs = tuple(pair.signs[name] for name in self.objectives)
+        if not any(signs):
+            raise DataError(
+                f"sample {pair.id!r}: its responses tie on {', '.join(self.objectives)}; make the pairs with these "
+                "objectives, so that such a pair is left out"
+            )
+        return signs
 
 
 def render_prompts(

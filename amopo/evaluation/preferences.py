@@ -14,21 +14,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amopo.packing.sample import TokenizedSample
+from amopo.packing.stored import TokenDataset
 
 PREFIX = "eval_"
 
 
 def preference_metrics(
-    model: Any, samples: Sequence[TokenizedSample], *, objectives: Sequence[str], **settings: Any
+    model: Any,
+    samples: Sequence[TokenizedSample],
+    *,
+    objectives: Sequence[str],
+    callbacks: Sequence[Any] = (),
+    **settings: Any,
 ) -> dict[str, float]:
-    """`settings` are fields of `AMoPOConfig`, e.g. beta, gamma, weights, tokens_per_batch."""
+    """`settings` are fields of `AMoPOConfig`, e.g. beta, weights, tokens_per_batch; `callbacks` go to the trainer."""
     from amopo.trainer.config import AMoPOConfig
     from amopo.trainer.trainer import AMoPOTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         args = AMoPOConfig(output_dir=folder, objectives=list(objectives), report_to="none", **settings)
         args.disable_tqdm = True
-        trainer = AMoPOTrainer(model, args, eval_dataset=list(samples))
+        given = samples if isinstance(samples, TokenDataset) else list(samples)
+        trainer = AMoPOTrainer(model, args, eval_dataset=given, callbacks=list(callbacks))
         silence(trainer)
         try:
             return without_prefix(trainer.evaluate())

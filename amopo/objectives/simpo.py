@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from amopo_kernels.mobt import bradley_terry_losses, margins
+from amopo_kernels.mobt import bradley_terry_losses, margins, uniform_weights
 
 
-def simpo(sum_logps: Tensor, lengths: Tensor, weights: Tensor, *, beta: float, gamma: float = 0.0) -> Tensor:
+def simpo(
+    sum_logps: Tensor,
+    lengths: Tensor,
+    weights: Tensor,
+    *,
+    beta: float,
+    gamma: float = 0.0,
+    present: Tensor | None = None,
+) -> Tensor:
     """`L = mean_k softplus(-(beta * (A_kw - A_kl) - gamma))`; `weights` are not used. With K = 1 this is SimPO itself.
 
-    `gamma` is in the units of the margin: SimPO's `gamma_beta_ratio` times beta.
+    The mean is over the objectives that are `present` (bool `[B, K]`; None: all). `gamma` is in the units of the
+    margin: SimPO's `gamma_beta_ratio` times beta.
     """
     margin = margins(sum_logps, lengths, beta=beta, gamma=gamma)
-    return bradley_terry_losses(margin, margin.new_full(margin.shape, 1.0 / margin.shape[1]))
+    return bradley_terry_losses(margin, uniform_weights(margin, present), present)

@@ -32,6 +32,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -96,8 +97,9 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         names: Sequence[object] | None = None,
     ) -> None:
-        self.lengths = list(lengths)
-        self.rows = None if rows is None else list(rows)
+        # 8 bytes a sample, however many there are
+        self.lengths = array("q", lengths)
+        self.rows = None if rows is None else array("q", rows)
         self.row_budget = row_budget
         self.budget = budget
         self.num_epochs = num_epochs

@@ -11,6 +11,10 @@ Contract
 - `fan_out` int64 [N] or None: response token (in sequence order) -> entry of `row_index`. None means that every
   response token has its own row, R = N;
 - `offsets` int64 [S + 1]: response tokens of sequence s are `offsets[s] : offsets[s + 1]` of those N;
+- `preferred` int64 [B, K, 2] or None: the sequences of each (sample, objective) as that objective ranks them, the
+  better response first. None: chosen first everywhere;
+- `present` bool [B, K] or None: whether the objective prefers one of the two at all. None: all do. An objective that
+  is absent has no weight and no loss in that sample;
 - `max_target`: largest target id, known on the host, so that a label beyond the vocabulary is found without a sync;
 - `num_tokens`: tokens in the row, padding not counted; `represented_tokens`: of the S sequences written out;
 - `paths`: what attention needs, a `TreePaths`; None for a layout that no model will see;
@@ -96,6 +100,8 @@ class TreeLayout:
     paths: TreePaths | None = None
     rows: GatherIndex | None = None
     fan: GatherIndex | None = None
+    preferred: torch.Tensor | None = None
+    present: torch.Tensor | None = None
 
     @property
     def num_sequences(self) -> int:

@@ -6,7 +6,7 @@ Contract
 
 - `input_ids` int64 [1, T]: the samples one after the other, each as its token trie in depth-first order (see `trie`);
 - `position_ids` int64 [1, T]: a token's distance from the beginning of its own sequence;
-- `layout`: a `TreeLayout`; `sample_ids` int64 [B].
+- `layout`: a `TreeLayout`, with the samples' signs as index pairs and a mask; `sample_ids` int64 [B].
 
 With x a sample's prompt of p tokens, t_k its templates and w, l its responses, T is, per sample,
 
@@ -126,6 +126,7 @@ def pack(
     row_index, row_target = before[is_response], input_ids[is_response]
     has_own_rows = len(fan_out) == len(row_index) and torch.equal(fan_out, torch.arange(len(fan_out)))
 
+    preferred, present = _preferences(samples, num_objectives)
     layout = TreeLayout(
         num_samples=len(samples),
         num_objectives=num_objectives,
@@ -139,6 +140,8 @@ def pack(
         paths=table.paths(),
         rows=None if sharing == "none" else GatherIndex.of(row_index, num_tokens + padding),
         fan=None if has_own_rows else GatherIndex.of(fan_out, len(row_index)),
+        preferred=preferred,
+        present=present,
     )
     position_ids = _ranges(table.depths, table.lengths)
     sample_ids = torch.tensor([sample_id_to_int64(s.id) for s in samples], dtype=torch.int64)
@@ -160,6 +163,21 @@ def _check_samples(samples: Sequence[TokenizedSample]) -> int:
                 f"K = {num_objectives}; one call takes samples of the same K"
             )
     return num_objectives
+
+
+def _preferences(
+    samples: Sequence[TokenizedSample], num_objectives: int
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """`preferred` and `present` of the layout; None each where signs change nothing."""
+    if all(sample.signs is None for sample in samples):
+        return None, None
+    signs = torch.tensor([sample.signs or (1,) * num_objectives for sample in samples])
+    sequences = torch.arange(2 * signs.numel()).view(*signs.shape, 2)
+    swapped, present = signs < 0, signs != 0
+    return (
+        torch.where(swapped[..., None], sequences.flip(-1), sequences) if bool(swapped.any()) else None,
+        None if bool(present.all()) else present,
+    )
 
 
 def _ranges(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from amopo.packing.layout import TreeLayout
 from amopo.packing.pack import PackedBatch
 from amopo.packing.sample import TokenizedSample
 
@@ -32,9 +33,22 @@ def samples_of(batch: PackedBatch) -> list[TokenizedSample]:
     """The samples that were packed; ids that were strings come back as the numbers that stand for them."""
     sequences = unpack(batch)
     per_sample = 2 * batch.layout.num_objectives
+    signs = _signs(batch.layout.to("cpu"))
     samples = []
     for number, id in enumerate(batch.sample_ids.tolist()):
         mine = sequences[number * per_sample : (number + 1) * per_sample]
         prompts = [prompt for prompt, _ in mine[0::2]]
-        samples.append(TokenizedSample(prompts, mine[0][1], mine[1][1], id))
+        samples.append(TokenizedSample(prompts, mine[0][1], mine[1][1], id, signs and signs[number]))
     return samples
+
+
+def _signs(layout: TreeLayout) -> list[list[int]] | None:
+    """Signs of every sample, from the order of its sequences and the mask of its objectives."""
+    if layout.preferred is None and layout.present is None:
+        return None
+    signs = torch.ones(layout.num_samples, layout.num_objectives, dtype=torch.int64)
+    if layout.preferred is not None:
+        signs -= 2 * (layout.preferred[..., 0] % 2)
+    if layout.present is not None:
+        signs *= layout.present
+    return signs.tolist()

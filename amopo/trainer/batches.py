@@ -1,144 +1,25 @@
-"""From a list of samples to a rank's batches of packed rows.
+"""From checked samples to a rank's batches of packed rows.
 
 Contract
 --------
-`read_samples(dataset, ...)` checks a sequence of `TokenizedSample` once and returns a `SampleTable` with the packed
-length of each and a fingerprint of all. It raises, naming the sample, for: no samples, another K than the objectives,
-a sample larger than the token budget, token ids beyond the vocabulary, ids that occur twice (the weights' noise is
-keyed by them), fewer samples than ranks, a sequence with more tokens than the model has positions. Rotary positions
-have no end: sequences beyond the length that the model was made for are a warning.
-
-`PackedLoader` is a torch DataLoader over such a table. Each batch is a dictionary: `input_ids` and `position_ids`
+`PackedLoader` is a torch DataLoader over a `SampleTable`. Each batch is a dictionary: `input_ids` and `position_ids`
 [1, T], `amopo_layout`, `amopo_sample_ids` int64 [B], `amopo_num_samples` (B, or 0 for a filler, which counts for
-nothing).
-It already holds this rank's own batches: nothing may shard it again.
+nothing). It already holds this rank's own batches: nothing may shard it again.
 """
 
 from __future__ import annotations
 
-import array
-import hashlib
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from amopo.packing.batching import TokenBudgetBatchSampler
-from amopo.packing.pack import pack, packed_size
-from amopo.packing.sample import TokenizedSample, sample_id_to_int64
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Positions:
-    """How many positions a model was made for, and whether there are no others (a table that is looked up)."""
-
-    count: int | None = None
-    is_table: bool = False
-
-
-@dataclass(frozen=True)
-class SampleTable:
-    """Checked samples, their packed lengths and rows of the head, a fingerprint of ids and tokens in their order."""
-
-    samples: Sequence[TokenizedSample]
-    lengths: list[int]
-    fingerprint: str
-    rows: list[int] = field(default_factory=list)
-
-    def names(self) -> list[int | str]:
-        """The samples' ids."""
-        return [self.samples[i].id for i in range(len(self.lengths))]
-
-
-def read_samples(
-    dataset: Sequence[TokenizedSample],
-    *,
-    name: str,
-    num_objectives: int,
-    tokens_per_batch: int,
-    vocab_size: int | None = None,
-    world_size: int = 1,
-    sharing: str = "pair",
-    positions: Positions = Positions(),
-) -> SampleTable:
-    """Check all samples of a dataset (called `name` in messages), in one pass."""
-    if isinstance(dataset, Mapping):
-        raise TypeError(
-            f"{name} must be a list of TokenizedSample, got a {type(dataset).__name__} with the keys "
-            f"{', '.join(map(repr, list(dataset)[:5])) or '(none)'}; pass one of its entries"
-        )
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise TypeError(f"{name} must be a list of TokenizedSample, got {type(dataset).__name__}")
-    if len(dataset) == 0:
-        raise ValueError(f"{name} is empty; give at least one sample")
-    if len(dataset) < world_size:
-        raise ValueError(
-            f"{name} has {len(dataset)} samples for {world_size} ranks, and every rank needs one; start fewer "
-            "processes or give more samples"
-        )
-    lengths: list[int] = []
-    rows: list[int] = []
-    seen: dict[int, int | str] = {}
-    longest, longest_id = 0, None
-    digest = hashlib.blake2b(digest_size=16)
-    for index in range(len(dataset)):
-        sample = dataset[index]
-        if not isinstance(sample, TokenizedSample):
-            raise TypeError(f"{name}[{index}] must be a TokenizedSample, got {type(sample).__name__}")
-        if sample.num_objectives != num_objectives:
-            raise ValueError(
-                f"{name}: sample {sample.id!r} has {sample.num_objectives} prompts, but there are {num_objectives} "
-                "objectives; write one prompt per objective"
-            )
-        size = packed_size(sample, sharing=sharing)
-        length = size.tokens
-        if length > tokens_per_batch:
-            raise ValueError(
-                f"{name}: sample {sample.id!r} takes {length} tokens packed (all {2 * num_objectives} sequences), more "
-                f"than tokens_per_batch={tokens_per_batch}; set tokens_per_batch to at least {length} or shorten it"
-            )
-        sequences = (*sample.prompts, sample.chosen, sample.rejected)
-        largest = max(map(max, sequences))
-        if vocab_size is not None and largest >= vocab_size:
-            raise ValueError(
-                f"{name}: sample {sample.id!r} has token id {largest}, but the model's vocabulary has {vocab_size} "
-                "entries; was another tokenizer used?"
-            )
-        tokens = max(map(len, sample.prompts)) + max(len(sample.chosen), len(sample.rejected))
-        if positions.is_table and positions.count is not None and tokens > positions.count:
-            raise ValueError(
-                f"{name}: the longest sequence of sample {sample.id!r} has {tokens} tokens, but the model has "
-                f"{positions.count} positions; shorten the sample (max_prompt_length, max_response_length)"
-            )
-        if tokens > longest:
-            longest, longest_id = tokens, sample.id
-        key = sample_id_to_int64(sample.id)
-        if key in seen:
-            raise ValueError(
-                f"{name}: sample id {sample.id!r} occurs twice; the weights' noise is keyed by it, so give every "
-                "sample an id of its own"
-            )
-        seen[key] = sample.id
-        lengths.append(length)
-        rows.append(size.rows)
-        digest.update(repr(sample.id).encode())
-        for sequence in sequences:
-            digest.update(array.array("q", [len(sequence), *sequence]).tobytes())
-    if positions.count is not None and longest > positions.count:
-        logger.warning(
-            "%s: the longest sequence (sample %r) has %d tokens, more than the %d positions that the model was made "
-            "for (max_position_embeddings); its log-probs may be poor there",
-            name,
-            longest_id,
-            longest,
-            positions.count,
-        )
-    return SampleTable(dataset, lengths, digest.hexdigest(), rows)
+from amopo.packing.pack import pack
+from amopo.packing.sample import TokenizedSample
+from amopo.trainer.samples import SampleTable
 
 
 class _Items(Dataset):

@@ -15,9 +15,9 @@ from torch import nn
 from amopo.head import find_head
 from amopo.packing.attention import text_config
 from amopo.packing.support import check_packing_support
-from amopo.trainer.batches import Positions
 from amopo.trainer.config import AMoPOConfig
 from amopo.trainer.forward import causal_lm
+from amopo.trainer.samples import Positions
 
 
 def check_setup(model: nn.Module, args: AMoPOConfig) -> None:

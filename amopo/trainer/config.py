@@ -26,6 +26,7 @@ from transformers import TrainingArguments
 
 from amopo import objectives as objective_registry
 from amopo import weights as weight_registry
+from amopo.data.pairs import ORIENTATIONS
 from amopo.packing.trie import check_sharing
 
 FIXED = "fixed"
@@ -90,6 +91,10 @@ class AMoPOConfig(TrainingArguments):
     pooled: str = field(
         default="union",
         metadata={"help": 'Statistics over chosen and rejected together ("union"), or each alone, added ("sum").'},
+    )
+    orientation: str = field(
+        default="overall",
+        metadata={"help": 'One winner for every objective ("overall"), or the samples\' signs ("per_objective").'},
     )
     preset: str | None = field(
         default=None, metadata={"help": 'No preset works with token-budget batches; "official" is refused.'}
@@ -192,6 +197,8 @@ class AMoPOConfig(TrainingArguments):
                 )
         if self.pooled not in POOLED:
             raise ValueError(f"pooled={self.pooled!r} is not known; known: {', '.join(POOLED)}")
+        if self.orientation not in ORIENTATIONS:
+            raise ValueError(f"orientation={self.orientation!r} is not known; known: {', '.join(ORIENTATIONS)}")
         if self.logits_dtype is not None and self.logits_dtype not in LOGITS_DTYPES:
             raise ValueError(
                 f"logits_dtype={self.logits_dtype!r} is not known; known: None, {', '.join(LOGITS_DTYPES)}"

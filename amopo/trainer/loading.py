@@ -16,8 +16,9 @@ import torch
 
 from amopo.packing.batching import TokenBudgetBatchSampler
 from amopo.packing.sample import TokenizedSample
-from amopo.trainer.batches import PackedLoader, Positions, SampleTable, plan_training, read_samples
+from amopo.trainer.batches import PackedLoader, plan_training
 from amopo.trainer.config import AMoPOConfig
+from amopo.trainer.samples import Positions, SampleTable, read_samples
 
 
 class Loaders:
@@ -48,6 +49,7 @@ class Loaders:
             world_size=self.args.world_size,
             sharing=self.args.sharing,
             positions=self.positions,
+            orientation=self.args.orientation,
         )
 
     def plan_run(self, planned_ranks: int | None = None) -> None:

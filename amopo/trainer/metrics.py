@@ -4,12 +4,14 @@ Contract
 --------
 `MetricSums.add(result, layout)` takes the `FusedLoss` and the layout of one micro-batch. Every metric is a mean over
 that call's samples; it is added weighted by their number, so that what `reduce()` returns are exact means over all
-samples since the last call, whatever the batches were. `add` waits for nothing; `reduce` makes one all-reduce of one
-vector and one copy to the host.
+samples since the last call, whatever the batches were. Where signs leave objectives out of samples, an objective's
+metrics are means over the samples where it is present; NaN if there were none. `add` waits for nothing; `reduce` makes
+one all-reduce of one vector and one copy to the host.
 
 Names, for objective d: `rewards/{chosen,rejected,margins,accuracies}` and `logps/{chosen,rejected}`, each as the mean
 over objectives and per objective (`rewards/margins/<d>`); `amopo/alpha/<d>`, `amopo/alpha_std/<d>` (over samples),
-`amopo/mu/<d>`, `amopo/sigma/<d>`; `amopo/alpha_entropy`. Rewards are beta times the mean log-prob per token.
+`amopo/mu/<d>`, `amopo/sigma/<d>`; `amopo/alpha_entropy`. Rewards are beta times the mean log-prob per token. "Chosen"
+is the response that objective d prefers. Means over objectives leave out those that no sample has.
 """
 
 from __future__ import annotations
@@ -62,13 +64,25 @@ class MetricSums:
         """Add one micro-batch; `num_samples=0` marks a filler, which only keeps the ranks' vectors alike."""
         count = result.num_samples if num_samples is None else num_samples
         metrics = {name: value for name, value in result.metrics.items() if name != _ALPHA_STD}
-        # in fp64, since the two sums are subtracted in the end
-        metrics[_ALPHA] = result.weights.double().mean(0)
-        metrics[_ALPHA_SQUARED] = result.weights.double().square().mean(0)
+        # in fp64, since the two sums are subtracted in the end; absent objectives have weight 0
+        weights, present = result.weights.double(), result.present
+        if present is None:
+            counts = weights.new_full((weights.shape[1],), result.num_samples)
+        else:
+            counts = present.sum(0).double()
+        metrics[_ALPHA] = weights.sum(0) / counts
+        metrics[_ALPHA_SQUARED] = weights.square().sum(0) / counts
         self._names = list(metrics)
-        parts = [value.reshape(-1).double() for value in metrics.values()]
-        per_sample = torch.cat(parts) * result.num_samples
-        sums = torch.cat([per_sample, result.loss_sum.detach().reshape(1).double(), per_sample.new_full((1,), count)])
+        parts = []
+        for name, value in metrics.items():
+            if name == _ENTROPY:
+                parts.append(value.reshape(1).double() * result.num_samples)
+            elif present is None:
+                parts.append(value.double() * counts)
+            else:
+                parts.append(torch.where(counts > 0, value.double() * counts, 0.0))
+        loss = result.loss_sum.detach().reshape(1).double()
+        sums = torch.cat([*parts, counts, loss, loss.new_full((1,), count)])
         if count == 0:
             sums = torch.zeros_like(sums)
         else:
@@ -87,17 +101,19 @@ class MetricSums:
         values = vector.tolist()
         *sums, loss, count, tokens, represented, batches = values
         self._sums, self._counts = None, [0, 0, 0]
-        means = self._named([value / count for value in sums])
+        num_objectives = len(self.objectives)
+        means = self._named(sums[:-num_objectives], sums[-num_objectives:], count)
         return Totals(means, loss / count, round(count), round(tokens), round(represented), round(batches))
 
-    def _named(self, values: list[float]) -> dict[str, float]:
-        num_objectives = len(self.objectives)
+    def _named(self, sums: list[float], counts: list[float], num_samples: float) -> dict[str, float]:
+        """Means by name. counts: samples in which each objective is present."""
         columns: dict[str, list[float]] = {}
         position = 0
         for name in self._names:
-            width = 1 if name == _ENTROPY else num_objectives
-            columns[name] = values[position : position + width]
-            position += width
+            divisors = [num_samples] if name == _ENTROPY else counts
+            values = sums[position : position + len(divisors)]
+            columns[name] = [value / n if n else math.nan for value, n in zip(values, divisors, strict=True)]
+            position += len(divisors)
         squares = columns.pop(_ALPHA_SQUARED)
         columns[_ALPHA_STD] = [
             math.sqrt(max(0.0, square - mean**2)) if math.isfinite(square) else math.nan
@@ -109,7 +125,8 @@ class MetricSums:
                 named[name] = column[0]
                 continue
             if name.startswith(_MEANS_OVER_OBJECTIVES):
-                named[name] = sum(column) / num_objectives
+                seen = [value for value, n in zip(column, counts, strict=True) if n]
+                named[name] = sum(seen) / len(seen) if seen else math.nan
             for objective, value in zip(self.objectives, column, strict=True):
                 named[f"{name}/{objective}"] = value
         return named

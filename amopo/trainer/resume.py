@@ -47,6 +47,7 @@ SETTINGS = (
     "weights",
     "objective_weights",
     "pooled",
+    "orientation",
     "tokens_per_batch",
     "max_samples_per_batch",
     "rows_per_batch",

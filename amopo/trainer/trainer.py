@@ -12,7 +12,7 @@ one) on lists of `TokenizedSample`. It is transformers' `Trainer` with these par
 - **Batches**: each rank's own, filled to `tokens_per_batch` (see `amopo.packing.batching`).
 - **Evaluation**: the same forward and loss, exact means over samples. The noise step is fixed at 0, so that two
   evaluations of the same weights give the same numbers.
-- **Metrics**: see `amopo.trainer.metrics`; read from the device at logging steps only.
+- **Metrics**: see `amopo.trainer.metrics`; read from the device at logging steps only, and kept in `amopo_log.jsonl`.
 - **Checkpoints**: resuming continues the run exactly; other settings or data raise (see `amopo.trainer.resume`).
 
 Nothing is sent anywhere unless `report_to` names a tracker.
@@ -40,7 +40,7 @@ from amopo.packing.pack import PackedBatch
 from amopo.packing.sample import TokenizedSample
 from amopo.packing.unpack import samples_of
 from amopo.preference_loss import FusedLoss
-from amopo.trainer.batches import PackCollator, PackedLoader, SampleTable
+from amopo.trainer.batches import PackCollator, PackedLoader
 from amopo.trainer.checkpoint_loading import CheckpointLoading
 from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
@@ -49,6 +49,7 @@ from amopo.trainer.identity import model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
+from amopo.trainer.peak_memory import peak_memory_gib
 from amopo.trainer.ranks import ranks_to_plan_for
 from amopo.trainer.resume import (
     check_same_run,
@@ -58,6 +59,8 @@ from amopo.trainer.resume import (
     run_record,
     write_run_record,
 )
+from amopo.trainer.run_log import RunLog
+from amopo.trainer.samples import SampleTable
 from amopo.trainer.self_check import compare_with_separate_forwards
 from amopo.trainer.wrapping import is_sharded
 
@@ -104,7 +107,7 @@ class AMoPOTrainer(CheckpointLoading):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*(callbacks or []), _SavingIsNotTraining(self._clock)],
+            callbacks=[*(callbacks or []), _SavingIsNotTraining(self._clock), RunLog()],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = True
@@ -218,6 +221,9 @@ class AMoPOTrainer(CheckpointLoading):
                 logs["represented_tokens_per_second"] = totals.represented_tokens / seconds
             logs["amopo/sharing"] = totals.represented_tokens / totals.num_tokens
             logs["amopo/fill"] = totals.num_tokens / (totals.num_batches * self.args.tokens_per_batch)
+            peak = peak_memory_gib(self.args.device)
+            if peak is not None:
+                logs["amopo/peak_memory_gib"] = peak
         for name in [name for name in logs if name.endswith("_steps_per_second") and not name.startswith("train_")]:
             # transformers derives it from a batch size that token budgets do not have
             del logs[name]

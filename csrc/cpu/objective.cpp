@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace amopo {
@@ -27,9 +28,9 @@ std::int64_t total_length(const std::int64_t* starts, const std::int64_t* stops,
   return total;
 }
 
-// alpha = softmax over the K objectives of one sample
+// alpha = softmax over the objectives of one sample; -inf, of an absent one, gives 0
 void softmax(std::vector<double>& scores) {
-  double largest = scores[0], total = 0.0;
+  double largest = -std::numeric_limits<double>::infinity(), total = 0.0;
   for (const double score : scores) {
     largest = std::max(largest, score);
   }
@@ -45,6 +46,9 @@ void softmax(std::vector<double>& scores) {
 void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<double>& alpha) {
   const Kernels& table = kernels();
   std::vector<double> margin(a.objectives), count_chosen(a.objectives), count_rejected(a.objectives);
+  const bool* present = a.present == nullptr ? nullptr : a.present + sample * a.objectives;
+  const std::int64_t counted =
+      present == nullptr ? a.objectives : std::count(present, present + a.objectives, true);
   for (std::int64_t k = 0; k < a.objectives; ++k) {
     const std::int64_t position = sample * a.objectives + k;
     const std::int64_t start_w = a.starts[2 * position], start_l = a.starts[2 * position + 1];
@@ -68,7 +72,7 @@ void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<do
         alpha[k] = a.given[position];
         break;
       case Weights::Uniform:
-        alpha[k] = 1.0 / static_cast<double>(a.objectives);
+        alpha[k] = 1.0 / static_cast<double>(counted);
         break;
       case Weights::Mean:
         alpha[k] = mu;
@@ -76,6 +80,10 @@ void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<do
       case Weights::Gaussian:
         alpha[k] = mu + sigma * gaussian_noise(a.seed, a.step, a.sample_ids[sample], static_cast<std::uint32_t>(k));
         break;
+    }
+    if (present != nullptr && !present[k]) {
+      const bool scored = a.weights == Weights::Gaussian || a.weights == Weights::Mean;
+      alpha[k] = scored ? -std::numeric_limits<double>::infinity() : 0.0;
     }
     margin[k] = a.beta * (chosen.sum_logp / t_w - rejected.sum_logp / t_l) - a.gamma;
     count_chosen[k] = t_w;
@@ -102,7 +110,7 @@ void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<do
   for (const double value : alpha) {
     total += value;
   }
-  for (const double value : alpha) { // given weights need not add up to 1; x ln x goes to 0 with x
+  for (const double value : alpha) { // given weights need not add up to 1, and can all be 0; x ln x goes to 0 with x
     entropy -= value > 0.0 ? value / total * std::log(value / total) : 0.0;
   }
   float* logged = a.logged + sample * kLogged * a.objectives;
@@ -110,7 +118,8 @@ void one_sample(const ObjectiveArguments& a, std::int64_t sample, std::vector<do
   for (std::int64_t k = 0; k < a.objectives; ++k) {
     const std::int64_t position = sample * a.objectives + k;
     // softplus(-m) and sigmoid(-m), both from exp(-|m|), which cannot overflow
-    const double m = margin[k], decay = std::exp(-std::abs(m));
+    const bool counts = present == nullptr || present[k]; // an absent one adds nothing, whatever its margin is
+    const double m = counts ? margin[k] : 0.0, decay = std::exp(-std::abs(m));
     loss += alpha[k] * (std::max(-m, 0.0) + std::log1p(decay));
     const double slope = alpha[k] * a.beta * (m > 0.0 ? decay : 1.0) / (1.0 + decay);
     a.alpha[position] = static_cast<float>(alpha[k]);

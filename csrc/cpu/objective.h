@@ -14,6 +14,7 @@ struct ObjectiveArguments {
   const std::int64_t *starts, *stops; // [B, K, 2]: sequence (sample, objective, chosen | rejected) of logps
   const float* given; // [B, K]; only for Weights::Given
   const std::int64_t* sample_ids; // [B]; only for Weights::Gaussian
+  const bool* present; // [B, K]: which objectives count, at least one per sample; null: all
   std::int64_t samples, objectives;
   double beta, gamma;
   Weights weights;

@@ -1,4 +1,4 @@
-// segment_moments and mobt_forward on tensors: checks, then raw memory. Schemas stand in amopo_kernels/operations.py.
+// segment_moments and weighted_loss on tensors: checks, then raw memory. Schemas stand in amopo_kernels/operations.py.
 #include "objective.h"
 #include "tensor_checks.h"
 
@@ -70,7 +70,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mobt_op(
     const Tensor& step,
     double beta,
     double gamma,
-    c10::string_view pooled) {
+    c10::string_view pooled,
+    const std::optional<Tensor>& present) {
   TORCH_CHECK_VALUE(
       starts.dim() == 3 && starts.size(1) >= 1 && starts.size(2) == 2, "amopo: starts must be [B, K, 2], got ",
       starts.sizes());
@@ -95,6 +96,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mobt_op(
         "amopo: weights 'given' need a contiguous tensor [", samples, ", ", objectives, "]");
     TORCH_CHECK_TYPE(given->scalar_type() == at::kFloat, "amopo: given weights must be float32");
     a.given = given->const_data_ptr<float>();
+  }
+  if (present.has_value()) {
+    TORCH_CHECK_VALUE(
+        present->dim() == 2 && present->size(0) == samples && present->size(1) == objectives &&
+            present->is_contiguous(),
+        "amopo: present must be a contiguous tensor [", samples, ", ", objectives, "]");
+    TORCH_CHECK_TYPE(present->scalar_type() == at::kBool, "amopo: present must be bool");
+    a.present = present->const_data_ptr<bool>();
   }
   if (a.weights == Weights::Gaussian) {
     check_vector(sample_ids, samples, at::kLong, "sample_ids");
@@ -124,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mobt_op(
 
 TORCH_LIBRARY_IMPL(amopo, CPU, m) {
   m.impl("segment_moments", segment_moments_op);
-  m.impl("mobt_forward", mobt_op);
+  m.impl("weighted_loss", mobt_op);
 }
 
 } // namespace amopo

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amopo_kernels import operations  # noqa: F401 - defines the schemas that the extension fills
+from amopo_kernels import operations  # defines the schemas that the extension fills
 from amopo_kernels.row_pass import RowState, Transform
 
 _BUILD = "to build them, with torch and a C++ compiler at hand: pip install --no-build-isolation -e ."
@@ -26,6 +26,9 @@ except ImportError as error:
 else:
     if _C.torch_version != _TORCH:
         _MISSING = f"the C++ operations were built for torch {_C.torch_version}, this is {_TORCH}; {_BUILD}"
+        _C = None
+    elif not all(torch._C._dispatch_has_kernel_for_dispatch_key(f"amopo::{name}", "CPU") for name in operations.EAGER):
+        _MISSING = f"the C++ operations were built from other sources than these; {_BUILD}"
         _C = None
 
 
@@ -104,11 +107,14 @@ def mobt(
     beta: float,
     gamma: float,
     pooled: str,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The whole objective in one call; see `mobt_op.mobt` for arguments and results."""
     _require()
     edges = (starts.contiguous(), stops.contiguous())
     given = None if given is None else given.to(torch.float32).contiguous()
-    return torch.ops.amopo.mobt_forward(
-        logps.detach().contiguous(), *edges, weights, given, sample_ids.contiguous(), seed, step, beta, gamma, pooled
-    )
+    present = None if present is None else present.contiguous()
+    return torch.ops.amopo.weighted_loss(
+        logps.detach().contiguous(), *edges, weights, given, sample_ids.contiguous(), seed, step, beta, gamma, pooled,
+        present,
+    )  # fmt: skip

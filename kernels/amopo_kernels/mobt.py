@@ -65,9 +65,27 @@ def margins(sum_logps: Tensor, lengths: Tensor, *, beta: float, gamma: float = 0
     return beta * (average[..., 0] - average[..., 1]) - gamma
 
 
-def bradley_terry_losses(margin: Tensor, weights: Tensor) -> Tensor:
-    """Per-sample `sum_k weights_k * softplus(-margin_k)`; `[B, K] -> [B]`. Weights are constants of the gradient."""
-    return torch.sum(weights.detach() * F.softplus(-margin), dim=-1)
+def bradley_terry_losses(margin: Tensor, weights: Tensor, present: Tensor | None = None) -> Tensor:
+    """Per-sample `sum_k weights_k * softplus(-margin_k)`; `[B, K] -> [B]`. Weights are constants of the gradient.
+
+    present: bool `[B, K]`; the other objectives add nothing and get no gradient, also where their margin is NaN.
+    """
+    if present is not None:
+        margin = margin.masked_fill(~present, 0.0)
+    terms = weights.detach() * F.softplus(-margin)
+    return torch.sum(terms if present is None else terms.masked_fill(~present, 0.0), dim=-1)
+
+
+def softmax_weights(scores: Tensor, present: Tensor | None = None) -> Tensor:
+    """Softmax over the objectives of each sample; over those `present` (bool `[B, K]`), exactly 0 for the others."""
+    return torch.softmax(scores if present is None else scores.masked_fill(~present, -torch.inf), dim=-1)
+
+
+def uniform_weights(like: Tensor, present: Tensor | None = None) -> Tensor:
+    """The same weight `[B, K]` for every objective of a sample that is present, 0 for the others."""
+    if present is None:
+        return torch.full_like(like, 1.0 / like.shape[1])
+    return present.to(like.dtype) / present.sum(-1, keepdim=True).to(like.dtype)
 
 
 def logged_values(sums: Tensor, lengths: Tensor, weights: Tensor, mean: Tensor, std: Tensor, beta: float) -> Tensor:
@@ -79,7 +97,8 @@ def logged_values(sums: Tensor, lengths: Tensor, weights: Tensor, mean: Tensor, 
     with torch.no_grad():
         rewards = beta * sums / lengths
         margin = rewards[..., 0] - rewards[..., 1]
-        share = weights / weights.sum(-1, keepdim=True)
+        total = weights.sum(-1, keepdim=True)
+        share = weights / torch.where(total > 0, total, 1.0)  # all 0 where only objectives without weight are left
         entropy = torch.special.entr(share).sum(-1, keepdim=True).expand_as(weights)
         columns = (
             rewards[..., 0], rewards[..., 1], margin, (margin > 0).to(margin.dtype), sums[..., 0], sums[..., 1],
@@ -101,6 +120,7 @@ def mobt_eager(
     beta: float,
     gamma: float,
     pooled: str,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The whole objective in plain PyTorch; see `mobt_op.mobt` for arguments and results."""
     shape = starts.shape
@@ -110,13 +130,15 @@ def mobt_eager(
     std = variance.clamp(min=0.0).sqrt()
     if weights == "given":
         alpha = given.to(mean.dtype, copy=True)
+        alpha = alpha if present is None else alpha.masked_fill(~present, 0.0)
     elif weights == "uniform":
-        alpha = torch.full_like(mean, 1.0 / shape[1])
+        alpha = uniform_weights(mean, present)
     else:
         noise = gaussian_noise(sample_ids, shape[1], seed=seed, step=step)[..., 0] if weights == "gaussian" else 0.0
-        alpha = torch.softmax((mean.double() + std.double() * noise).to(mean.dtype), dim=-1)
+        alpha = softmax_weights((mean.double() + std.double() * noise).to(mean.dtype), present)
     margin = margins(sums, lengths, beta=beta, gamma=gamma)
     slope = alpha * beta * torch.sigmoid(-margin)
+    slope = slope if present is None else slope.masked_fill(~present, 0.0)
     coefficients = torch.stack([-slope / lengths[..., 0], slope / lengths[..., 1]], dim=-1)
     logged = logged_values(sums, lengths, alpha, mean, std, beta)
-    return bradley_terry_losses(margin, alpha), alpha, coefficients, sums, lengths, logged
+    return bradley_terry_losses(margin, alpha, present), alpha, coefficients, sums, lengths, logged

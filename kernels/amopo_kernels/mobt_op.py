@@ -49,6 +49,7 @@ def mobt(
     beta: float,
     gamma: float,
     pooled: str,
+    present: Tensor | None = None,
 ) -> Mobt:
     """Weighted multi-objective Bradley-Terry losses of token log-probs.
 
@@ -56,15 +57,18 @@ def mobt(
         logps: fp32 or fp64 `[N]`. starts, stops: int64 `[B, K, 2]`. weights: "gaussian", "mean", "uniform", or "given"
             with `given [B, K]`. sample_ids: int64 `[B]`; seed: 64 bits; step: int64 tensor with one element (keys of
             the noise). pooled: "union" or "sum".
+        present: bool `[B, K]`, at least one objective per sample: the others have weight 0, no loss and no gradient,
+            and the weights are those of the objectives that are present. None: all are.
     """
     if weights not in SOURCES:
         raise ValueError(f"weights must be one of {', '.join(SOURCES)}, got {weights!r}")
     signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
     return Mobt(
         *_mobt_op(
-            logps, starts, stops, weights, given, sample_ids, signed_seed, step, float(beta), float(gamma), pooled
+            logps, starts, stops, weights, given, sample_ids, signed_seed, step, float(beta), float(gamma), pooled,
+            present,
         )
-    )
+    )  # fmt: skip
 
 
 @torch.library.custom_op("amopo::mobt", mutates_args=())
@@ -80,17 +84,18 @@ def _mobt_op(
     beta: float,
     gamma: float,
     pooled: str,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     module = backend.module_for("mobt", logps)
     run = mobt_eager if module is None else module.mobt
     return run(
         logps, starts, stops, weights=weights, given=given, sample_ids=sample_ids, seed=seed, step=step,
-        beta=beta, gamma=gamma, pooled=pooled,
+        beta=beta, gamma=gamma, pooled=pooled, present=present,
     )  # fmt: skip
 
 
 @_mobt_op.register_fake
-def _(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled):
+def _(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled, present=None):
     samples, objectives, _ = starts.shape
     pair, logged = (samples, objectives, 2), (samples, len(LOGGED), objectives)
     shapes = ((samples,), (samples, objectives), pair, pair, pair, logged)
@@ -113,7 +118,7 @@ def _backward(ctx, grad_losses, _weights, _coefficients, grad_sums, *_):
     if grad_sums is not None:
         parts.append(grad_sums)
     grad = expand_segments(sum(parts), starts, stops, ctx.length) if parts else None
-    return (grad, *(None,) * 10)
+    return (grad, *(None,) * 11)
 
 
 _mobt_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,13 +1,13 @@
 """One schema per element-wise operation, which the eager form, the C++ form and the compiler share.
 
-`torch.ops.amopo.<name>` for row_pass, row_pass_, tile_pass, tile_pass_, segment_moments and mobt_forward. Eager PyTorch
-is registered for every device; where the C++ extension is loaded it takes over on the CPU (all but fp64). A name with a
-trailing underscore writes G over the logits. No operation here carries a gradient: their callers do.
+`torch.ops.amopo.<name>` for row_pass, row_pass_, tile_pass, tile_pass_, segment_moments and weighted_loss. Eager
+PyTorch is registered for every device; where the C++ extension is loaded it takes over on the CPU (all but fp64). A
+name with a trailing underscore writes G over the logits. No operation here carries a gradient: their callers do.
 
     row_pass         numerics of `row_pass.py`: logits [C, V] -> logp, reference, mass, factor [C]; G -> out (optional)
     tile_pass        G of a vocabulary tile from a row's reference, mass and factor
     segment_moments  logps [N], starts, stops -> sum, length, mean and variance of probabilities per segment
-    mobt_forward     logps [N], starts, stops [B, K, 2] -> losses [B], weights [B, K], coefficients, sums,
+    weighted_loss    logps [N], starts, stops [B, K, 2] -> losses [B], weights [B, K], coefficients, sums,
                      lengths [B, K, 2], logged [B, len(LOGGED), K]
 """
 
@@ -31,8 +31,9 @@ SCHEMAS = (
     f"tile_pass(Tensor logits, {_HEAD}, {_KNOWN}, Tensor(f!) out) -> ()",
     f"tile_pass_(Tensor(a!) logits, {_HEAD}, {_KNOWN}) -> ()",
     "segment_moments(Tensor logps, Tensor starts, Tensor stops) -> (Tensor, Tensor, Tensor, Tensor)",
-    "mobt_forward(Tensor logps, Tensor starts, Tensor stops, str weights, Tensor? given, Tensor sample_ids, int seed, "
-    "Tensor step, float beta, float gamma, str pooled) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "weighted_loss(Tensor logps, Tensor starts, Tensor stops, str weights, Tensor? given, Tensor sample_ids, int seed, "
+    "Tensor step, float beta, float gamma, str pooled, Tensor? present=None) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 _LIBRARY = torch.library.Library("amopo", "FRAGMENT")
@@ -90,10 +91,10 @@ def _eager_tile(logits, targets, bias, scale, softcap, half_range, reference, ma
     )
 
 
-def _mobt_forward(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled):
+def _weighted_loss(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled, present=None):
     return mobt_eager(
         logps, starts, stops, weights=weights, given=given, sample_ids=sample_ids, seed=seed, step=step,
-        beta=beta, gamma=gamma, pooled=pooled,
+        beta=beta, gamma=gamma, pooled=pooled, present=present,
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ EAGER = {
     "tile_pass": _tile_pass,
     "tile_pass_": _tile_pass_,
     "segment_moments": segment_moments,
-    "mobt_forward": _mobt_forward,
+    "weighted_loss": _weighted_loss,
 }
 for _name, _eager in EAGER.items():
     _LIBRARY.impl(_name, _eager, "CompositeExplicitAutograd")
@@ -122,8 +123,8 @@ def _fake_moments(logps, starts, stops):
     return tuple(logps.new_empty(starts.shape) for _ in range(4))
 
 
-@torch.library.register_fake("amopo::mobt_forward", lib=_LIBRARY)
-def _fake_mobt(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled):
+@torch.library.register_fake("amopo::weighted_loss", lib=_LIBRARY)
+def _fake_loss(logps, starts, stops, weights, given, sample_ids, seed, step, beta, gamma, pooled, present=None):
     samples, objectives, _ = starts.shape
     pair, logged = (samples, objectives, 2), (samples, len(LOGGED), objectives)
     shapes = ((samples,), (samples, objectives), pair, pair, pair, logged)

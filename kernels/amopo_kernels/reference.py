@@ -84,15 +84,46 @@ def weight_distribution(
     return torch.stack(means), torch.stack(variances).sqrt()
 
 
+def orient(
+    chosen_logps: list[Tensor], rejected_logps: list[Tensor], signs: list[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Responses of one sample as each objective ranks them: (the better ones, the worse ones), K of each.
+
+    Sign +1: objective k prefers the chosen response; -1: the rejected one; 0: it prefers neither, and the order stays.
+    """
+    sides = [
+        (rejected, chosen) if sign < 0 else (chosen, rejected)
+        for chosen, rejected, sign in zip(chosen_logps, rejected_logps, signs, strict=True)
+    ]
+    return [better for better, _ in sides], [worse for _, worse in sides]
+
+
+def present_softmax(scores: Tensor, present: list[bool]) -> Tensor:
+    """Softmax over the objectives of one sample that are present; exactly 0 for the others. `[K] -> [K]`."""
+    alpha = torch.zeros_like(scores)
+    where = [k for k, there in enumerate(present) if there]
+    alpha[where] = torch.softmax(scores[where], dim=0)
+    return alpha
+
+
 def amopo_sample_loss(
-    chosen_logps: list[Tensor], rejected_logps: list[Tensor], alpha: Tensor, *, beta: float, gamma: float = 0.0
+    chosen_logps: list[Tensor],
+    rejected_logps: list[Tensor],
+    alpha: Tensor,
+    *,
+    beta: float,
+    gamma: float = 0.0,
+    present: list[bool] | None = None,
 ) -> Tensor:
     """AMoPO's loss of one sample (Eq. 9): `sum_k alpha_k * softplus(-(beta * (A_kw - A_kl) - gamma))`.
 
-    `A` is the mean token log-prob of a response.
+    `A` is the mean token log-prob of a response. An objective that is not `present` adds nothing, whatever its
+    log-probs are.
     """
     loss = alpha.new_zeros(())
     for k, (chosen, rejected) in enumerate(zip(chosen_logps, rejected_logps, strict=True)):
+        if present is not None and not present[k]:
+            continue
         margin = beta * (chosen.mean() - rejected.mean()) - gamma
         loss = loss + alpha[k].detach() * F.softplus(-margin)
     return loss
@@ -103,7 +134,8 @@ def logged_values(
 ) -> Tensor:
     """What training logs of one sample, `[len(LOGGED), K]` in the order of `amopo_kernels.mobt.LOGGED`, detached."""
     mu, sigma = weight_distribution(chosen_logps, rejected_logps, pooled=pooled)
-    share = alpha / alpha.sum()
+    total = alpha.sum()
+    share = alpha / total if total > 0 else torch.zeros_like(alpha)
     entropy = -sum((p * p.log() for p in share if p > 0), share.new_zeros(()))
     columns = []
     for k, (chosen, rejected) in enumerate(zip(chosen_logps, rejected_logps, strict=True)):

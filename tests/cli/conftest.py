@@ -88,4 +88,6 @@ def small():
         "--tokens-per-batch=512",
         "--learning-rate=1e-3",
         "--use-cpu",
+        "--sample-tokens=8",
+        "--report=false",
     ]

@@ -28,12 +28,12 @@ def test_the_overview_names_every_command(amopo):
     for argv in ([], ["--help"]):
         outcome = amopo(*argv)
         assert outcome.status == 0 and outcome.err == ""
-        assert all(name in outcome.out for name in ("train", "eval", "doctor", "env", "demo"))
+        assert all(name in outcome.out for name in ("train", "eval", "report", "doctor", "env", "demo"))
     assert amopo("--version").out == f"amopo {__version__}\n"
 
 
 def test_every_command_has_a_help_page_of_one_screen(amopo):
-    for name in ("train", "eval", "doctor", "env", "demo"):
+    for name in ("train", "eval", "report", "doctor", "env", "demo"):
         outcome = amopo(name, "--help")
         assert outcome.status == 0 and outcome.err == "" and f"usage: amopo {name}" in outcome.out
         assert len(outcome.out.splitlines()) < 60

@@ -38,6 +38,18 @@ def grouped_row():
     return make
 
 
+@pytest.fixture
+def write_json(tmp_path):
+    """Writes one JSON value, or text as it is, to data.json and gives the path."""
+
+    def write(value: object) -> Path:
+        path = tmp_path / "data.json"
+        path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+        return path
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     """A character-level or byte-level BPE tokenizer with a chat template."""

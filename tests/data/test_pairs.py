@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amopo.data import DataError, PreferenceRecord, Response, Scale, build_pairs
+from amopo.data import (
+    DataError,
+    PreferenceRecord,
+    Response,
+    Scale,
+    add_overall,
+    build_pairs,
+    overall_weights,
+    with_overall,
+)
 
 SCALES = {"a": Scale(0, 4), "b": Scale(1, 6)}
 
@@ -162,3 +171,120 @@ def test_texts_that_differ_in_space_around_them_are_identical():
     found, report = pair_texts([record(("same", 4, 6), (" same\n", 0, 1)), record(("x y", 4, 6), ("xy", 0, 1), id="q")])
     assert found == [("x y", "xy")]
     assert report.identical == 1
+
+
+def signed(records, **options):
+    pairs, report = build_pairs(records, objectives=("a", "b"), orientation="per_objective", **options)
+    return [(pair.chosen.text, pair.rejected.text, pair.signs) for pair in pairs], report
+
+
+def test_one_winner_for_all_has_no_signs():
+    pairs, _ = build_pairs([record(("x", 4, 1), ("y", 0, 6))], objectives=("a", "b"), weights=[2, 1])
+    assert pairs[0].signs is None
+
+
+def test_each_objective_prefers_what_it_scores_higher():
+    records = [
+        record(("x", 4, 3), ("y", 0, 3), id="tie in b"),
+        record(("x", 4, 1), ("y", 0, 2), id="b prefers the other"),
+        record(("x", 1, 1), ("y", 2, 3), id="agree"),
+    ]
+    found, report = signed(records)
+    assert found == [
+        ("x", "y", {"a": 1, "b": 0}),
+        ("x", "y", {"a": 1, "b": -1}),
+        ("y", "x", {"a": 1, "b": 1}),
+    ]
+    assert report.conflicts == 1 and report.conflicts_by_objective == {"a": 0, "b": 1}
+    assert report.ties_by_objective == {"a": 0, "b": 1} and report.orientation == "per_objective"
+    assert "ties masked (a 0, b 1)" in str(report)
+
+
+def test_equal_utility_is_no_tie_where_objectives_disagree():
+    opposed, tied = record(("x", 4, 1), ("y", 0, 6)), record(("x", 2, 3), ("y", 2, 3), id="t")
+    decided = record(("x", 4, 6), ("y", 0, 1), id="d")
+    found, report = signed([opposed, tied])
+    assert found == [("x", "y", {"a": 1, "b": -1})] and report.ties == 1
+    _, report = pair_texts([opposed, tied, decided])
+    assert report.ties == 2, "as one winner for all, both are ties"
+    with pytest.raises(DataError, match="different scores on an objective are needed"):
+        signed([tied])
+
+
+def test_between_equal_utilities_the_pair_that_differs_most_is_taken():
+    close, far = ("close", 2, 3.5), ("far", 0, 6)  # 0.5 + 0.5, 0 + 1
+    found, _ = signed([record(("x", 4, 1), close, far)])  # 1 + 0
+    assert [row[:2] for row in found] == [("x", "far")]
+
+
+SCORED = [("a0", 0, 1), ("a1", 1, 1), ("a2", 2, 1), ("a4", 4, 1)]
+
+
+def test_n_pairs_per_prompt_are_those_with_the_largest_differences():
+    records = [record(*SCORED), record(("p", 4, 6), ("q", 0, 1), id="s")]
+    pairs, report = build_pairs(records, objectives=("a", "b"), strategy="all", pairs_per_prompt=3)
+    # differences 4, 3, then 2 twice: the pair that stands first in the file
+    assert [pair.id for pair in pairs] == ["r/3>0", "r/3>1", "r/2>0", "s/0>1"]
+    assert report.pairs == 4 and report.ties == 0
+    every, _ = build_pairs(records, objectives=("a", "b"), strategy="all", pairs_per_prompt=99)
+    assert len(every) == 7 and {pair.id for pair in every} >= {pair.id for pair in pairs}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pairs_per_prompt": 2}, "has no meaning with the strategy 'best_worst'.*use the strategy 'all'"),
+        ({"pairs_per_prompt": 0, "strategy": "all"}, "pairs_per_prompt must be an integer of at least 1"),
+        ({"pairs_per_prompt": True, "strategy": "all"}, "pairs_per_prompt must be an integer"),
+        ({"orientation": "both"}, "unknown orientation 'both'; known: overall, per_objective"),
+    ],
+)
+def test_choices_that_cannot_be_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_pairs([record(*SCORED)], objectives=("a", "b"), **options)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 6)), min_size=2, max_size=6), st.integers(1, 20))
+def test_signs_are_the_signs_of_the_scores_themselves(scores, most):
+    rows = record(*((f"t{i}", a, b) for i, (a, b) in enumerate(scores)))
+    decided = record(("p", 4, 6), ("q", 0, 1), id="s")
+    pairs, report = build_pairs(
+        [rows, decided], objectives=("a", "b"), strategy="all", orientation="per_objective", pairs_per_prompt=most
+    )
+    assert len({pair.id for pair in pairs}) == len(pairs) == report.pairs
+    for pair in pairs:
+        for name in ("a", "b"):
+            difference = pair.chosen.scores[name] - pair.rejected.scores[name]
+            assert pair.signs[name] == (difference > 0) - (difference < 0)
+        assert any(pair.signs.values())
+    possible = sum(scores[i] != scores[j] for i in range(len(scores)) for j in range(i))
+    assert len(pairs) == min(possible, most) + 1
+
+
+def test_overall_is_the_weighted_mean_on_its_own_scale_and_decides():
+    records = add_overall(
+        [record(("x", 4, 1), ("y", 0, 6), ("z", 2, 3.5))], objectives=["a", "b"], scales=SCALES, weights=[3, 1]
+    )
+    assert [r.scores["overall"] for r in records[0].responses] == [3.0, 1.0, 2.0]
+    assert records[0].scales["overall"] == Scale(0, 4) and records[0].scales["b"] == SCALES["b"]
+    objectives = with_overall(["a", "b"])
+    assert objectives == ["overall", "a", "b"]
+    pairs, _ = build_pairs(
+        records, objectives=objectives, weights=overall_weights(objectives), orientation="per_objective"
+    )
+    assert (pairs[0].chosen.text, pairs[0].rejected.text) == ("x", "y")
+    assert pairs[0].signs == {"overall": 1, "a": 1, "b": -1}
+
+
+def test_a_score_called_overall_is_not_written_over():
+    row = record(("x", 4, 1), ("y", 0, 6))
+    row.responses[0].scores["overall"] = 3.0
+    with pytest.raises(DataError, match="data.jsonl:7, record 'r': a response has a score 'overall' already"):
+        add_overall([row], objectives=["a", "b"], scales=SCALES)
+    with pytest.raises(ValueError, match="'overall' is made of the others"):
+        with_overall(["a", "overall"])
+
+
+def test_scores_off_their_scale_make_no_overall_score():
+    with pytest.raises(DataError, match="the score 9 for 'b' is outside its scale 1 to 6"):
+        add_overall([record(("x", 4, 9), ("y", 0, 6))], objectives=["a", "b"], scales=SCALES)

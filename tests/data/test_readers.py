@@ -8,6 +8,7 @@ import json
 import pytest
 
 from amopo.data import DataError, Scale, read_records
+from amopo.data.readers import FORMATS
 
 GOOD = {"helpfulness": 3, "correctness": 4}
 POOR = {"helpfulness": 1, "correctness": 2.5}
@@ -73,7 +74,7 @@ def test_the_format_can_be_named(write_jsonl, grouped_row):
     assert read(path, format="grouped") == read(path)
     with pytest.raises(DataError, match='line 1: the row has no "response"'):
         read(path, format="helpsteer2")
-    with pytest.raises(ValueError, match="unknown format 'csv'; known: auto, grouped, helpsteer2"):
+    with pytest.raises(ValueError, match="unknown format 'csv'; known: auto, grouped, trl, amopo, helpsteer2"):
         read(path, format="csv")
 
 
@@ -124,8 +125,8 @@ def test_a_line_that_is_no_object(write_jsonl, grouped_row):
     refused(write_jsonl(grouped_row(GOOD, POOR), "[1, 2]"), "data.jsonl, line 2: each line must hold one JSON object")
 
 
-def test_a_json_array_over_many_lines(write_jsonl):
-    refused(write_jsonl("[", '{"prompt": "x"}', "]"), "line 1: broken JSON", "looks like one JSON array")
+def test_an_object_over_many_lines(write_jsonl):
+    refused(write_jsonl("{", '"prompt": "x"', "}"), "line 1: broken JSON", "an object must stand on one line")
 
 
 def test_text_that_is_not_utf8(tmp_path):
@@ -140,9 +141,17 @@ def test_a_damaged_compressed_file(tmp_path):
     refused(path, "the file cannot be read")
 
 
-def test_a_row_of_no_known_format(write_jsonl):
-    row = {"prompt": "x", "chosen": "a", "rejected": "b"}
-    refused(write_jsonl(row), "line 1: cannot tell the format", "'prompt', 'chosen', 'rejected'", '"responses"')
+def test_a_row_of_no_known_format_lists_the_forms(write_jsonl):
+    path = write_jsonl({"prompt": "x", "answers": ["a", "b"]})
+    refused(path, "line 1: cannot tell the format from the fields 'prompt', 'answers'", 'grouped: "prompt" and')
+    for form in FORMATS[1:]:
+        refused(path, f"{form}: ")
+
+
+def test_a_row_of_two_forms_names_both_and_the_remedy(write_jsonl, grouped_row):
+    path = write_jsonl(grouped_row(GOOD, POOR, response="x"))
+    refused(path, "line 1: the fields", "fit several forms, grouped and helpsteer2; name one with --format")
+    assert len(read(path, format="grouped")) == 1
 
 
 @pytest.mark.parametrize("line", ['{"a": ' * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["deep", "long number"])

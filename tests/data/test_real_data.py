@@ -8,6 +8,10 @@ from itertools import combinations
 import pytest
 
 from amopo.data import DataError, Scale, build_pairs, read_records, scales_of, split_records, tokenize_pairs
+from amopo.data.export import trl_rows
+from amopo.data.inspection import inspect_file
+from amopo.data.output import write_rows
+from amopo.data.split_file import split_file
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 NLG = ("informativeness", "naturalness", "quality")
@@ -57,6 +61,103 @@ def test_emnlp17_has_prompts_that_occur_twice_and_they_stay_together(real_data):
     assert sum(map(len, prompts)) < len(records)
     assert not prompts[0] & prompts[1]
     assert len(prompts[1]) == round(0.1 * sum(map(len, prompts)))
+
+
+# The same real rows in every form: each must be read as the same records
+
+
+def as_helpsteer2(row):
+    return [{"prompt": row["prompt"], "response": r["text"], **r["scores"]} for r in row["responses"]]
+
+
+def as_trl(row):
+    one, two = ([{"role": "assistant", "content": r["text"]}] for r in row["responses"])
+    scores = {f"{side}_scores": r["scores"] for side, r in zip(("chosen", "rejected"), row["responses"], strict=True)}
+    return [{"prompt": [{"role": "user", "content": row["prompt"]}], "chosen": one, "rejected": two, **scores}]
+
+
+def as_implicit_trl(row):
+    question = {"role": "user", "content": row["prompt"]}
+    one, two = ([question, {"role": "assistant", "content": r["text"]}] for r in row["responses"])
+    return [
+        {name: value for name, value in (as_trl(row)[0] | {"chosen": one, "rejected": two}).items() if name != "prompt"}
+    ]
+
+
+def as_released(row):
+    sides = zip(("chosen", "rejected"), row["responses"], strict=True)
+    made = {side: {"response": r["text"], **{k: str(v) for k, v in r["scores"].items()}} for side, r in sides}
+    return [{"prompt": row["prompt"], **made}]
+
+
+def as_ultrafeedback(row):
+    notes = [{name: {"Rating": str(score + 1)} for name, score in r["scores"].items()} for r in row["responses"]]
+    made = [{"response": r["text"], "annotations": n} for r, n in zip(row["responses"], notes, strict=True)]
+    return [{"instruction": row["prompt"], "completions": made}]
+
+
+@pytest.fixture(scope="module")
+def helpsteer2_rows(real_data):
+    return [json.loads(line) for line in real_data("helpsteer2_sample100").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("as_array", [False, True], ids=["lines", "array"])
+@pytest.mark.parametrize("form", [as_helpsteer2, as_trl, as_implicit_trl, as_released, as_ultrafeedback])
+def test_real_rows_read_the_same_in_every_form(helpsteer2_rows, real_data, tmp_path, form, as_array):
+    expected = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2)
+    made = [item for row in helpsteer2_rows for item in form(row)]
+    path = tmp_path / "data"
+    path.write_text(json.dumps(made) if as_array else "".join(json.dumps(item) + "\n" for item in made))
+    found = read_records(path, objectives=HELPSTEER2)
+    shift = 1 if form is as_ultrafeedback else 0
+    assert len(found) == len(expected) == 50
+    for one, two in zip(found, expected, strict=True):
+        assert one.prompt == two.prompt
+        for a, b in zip(one.responses, two.responses, strict=True):
+            assert a.text == b.text and a.scores == {name: score + shift for name, score in b.scores.items()}
+        assert set(one.scales.values()) == {Scale(shift, 4 + shift)}
+
+
+def test_real_rows_survive_a_round_trip_through_trl(real_data, tmp_path):
+    records = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2)
+    path = tmp_path / "trl.jsonl"
+    with write_rows(path) as write:
+        for record in records:
+            for row in trl_rows(record):
+                write(row)
+    pairs, _ = build_pairs(records, objectives=HELPSTEER2)
+    again, _ = build_pairs(read_records(path, objectives=HELPSTEER2), objectives=HELPSTEER2)
+    assert again == pairs and len(pairs) == 44
+
+
+@pytest.mark.parametrize(
+    ("name", "comparisons", "in_conflict"),
+    # as the data's own description counts them
+    [("summeval", 11935, 3579), ("emnlp17_nlg", 1356, 269), ("helpsteer2_sample100", 50, 9)],
+)
+def test_inspection_finds_the_known_conflicts(real_data, name, comparisons, in_conflict):
+    # coherence is known from HelpSteer2, on another scale
+    found = inspect_file(real_data(name), sample=50, scales={"coherence": [1, 5]} if name == "summeval" else None)
+    assert (found.agreement.comparisons, found.agreement.in_conflict) == (comparisons, in_conflict)
+    assert found.bad.count == 0 and found.costs.pairs > 40
+    lines = real_data(name).read_text().splitlines()
+    assert found.report.records == len(lines)
+    assert found.report.responses == sum(len(json.loads(line)["responses"]) for line in lines)
+
+
+def test_a_file_on_another_scale_than_the_known_one_is_all_bad_rows_that_name_the_remedy(real_data):
+    found = inspect_file(real_data("summeval"), sample=50)
+    assert found.bad.count == 99 and found.report.records == 1
+    assert all("outside its scale 0 to 4" in text and "--scales coherence=low:high" in text for text in found.bad.first)
+
+
+def test_real_files_split_as_training_splits_them(real_data, tmp_path):
+    path = real_data("emnlp17_nlg")
+    train, evaluation = tmp_path / "train", tmp_path / "eval"
+    split_file(path, train, evaluation, eval_fraction=0.1, seed=0)
+    records = read_records(path, objectives=NLG, scales=NLG_SCALES)
+    for file, part in zip((train, evaluation), split_records(records, eval_fraction=0.1, seed=0), strict=True):
+        assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [record.id for record in part]
 
 
 @pytest.fixture(scope="module")

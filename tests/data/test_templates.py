@@ -22,7 +22,7 @@ CHAT = [
 ]
 DESCRIBED = (
     "helpfulness correctness coherence complexity verbosity instruction_following conciseness harmlessness "
-    "informativeness naturalness quality fluency consistency relevance"
+    "informativeness naturalness quality fluency consistency relevance overall"
 ).split()
 
 
@@ -34,7 +34,8 @@ def test_the_rubric_names_objective_meaning_scale_and_score_before_the_question(
     text, question = last("rubric").split("\n\n")
     assert question == "What is snow?"
     meaning = describe("helpfulness")
-    for part in ("helpfulness", meaning.meaning, f"0 ({meaning.low})", f"4 ({meaning.high})", "rated 3 for"):
+    ends = f"0 ({meaning.low})", f"4 ({meaning.high})", f"2 stands for the middle ({meaning.middle})"
+    for part in ("helpfulness", meaning.meaning, *ends, "rated 3 for"):
         assert part in text
 
 
@@ -100,6 +101,23 @@ def test_rendering_changes_nothing_and_does_not_accumulate(name, contents, order
 def test_common_objectives_have_words_of_their_own():
     assert set(DESCRIBED) <= set(list_descriptions())
     assert len({describe(name).meaning for name in DESCRIBED}) == len(DESCRIBED)
+
+
+def test_each_level_of_a_rubric_says_something_of_its_own():
+    for name in DESCRIBED:
+        words = describe(name)
+        levels = (words.low, words.middle, words.high)
+        assert all(levels) and len(set(levels)) == 3, name
+
+
+def test_the_middle_is_that_of_the_scale():
+    assert "from 1 (" in last("rubric", score=3, scale=Scale(1, 6))
+    assert "; 3.5 stands for the middle (" in last("rubric", score=3, scale=Scale(1, 6))
+
+
+def test_overall_is_called_overall_quality():
+    assert last("rubric", "overall").startswith("This request is about overall quality: how good the answer is")
+    assert last("brief", "overall") == "overall quality 3/4\n\nWhat is snow?"
 
 
 def test_other_objectives_get_generic_words():

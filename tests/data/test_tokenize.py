@@ -176,3 +176,38 @@ def test_what_the_chat_template_refuses_names_the_sample(make_tokenizer):
 def test_ids_that_occur_twice_are_refused(tokenizer, ids):
     with pytest.raises(DataError, match=f"sample {ids[1]!r}: another pair has this id"):
         tokenize(tokenizer, *(pair(id=id) for id in ids))
+
+
+def test_a_prompt_shows_the_score_of_the_response_that_its_objective_prefers(tokenizer):
+    prompt = ({"role": "user", "content": "What is snow?"},)
+    chosen, rejected = Response("good", {"wit": 3.0, "quality": 2.0}), Response("bad", {"wit": 1.0, "quality": 5.0})
+    opposed = Pair("p", prompt, chosen, rejected, {"wit": 1, "quality": -1})
+    (sample,), _ = tokenize(tokenizer, opposed)
+    assert sample.signs == (1, -1)
+    shown = [tokenizer.decode(ids).split("\n")[1] for ids in sample.prompts]
+    assert shown == ["wit 3/4", "quality 5/6"]
+    assert tokenizer.decode(sample.chosen) == "good<|im_end|>", "the order of the responses stays"
+
+
+def test_signs_follow_the_order_of_the_objectives(tokenizer):
+    signed = Pair(*[getattr(pair(), name) for name in ("id", "prompt", "chosen", "rejected")], {"quality": 0, "wit": 1})
+    (sample,), _ = tokenize(tokenizer, signed)
+    assert sample.signs == (1, 0)
+    (plain,), _ = tokenize(tokenizer, pair())
+    assert plain.signs is None
+
+
+@pytest.mark.parametrize(
+    "signs, message",
+    [
+        (
+            {"wit": 0, "quality": 0, "other": 1},
+            "sample 'p': its responses tie on wit, quality; make the pairs with these",
+        ),
+        ({"wit": 1}, "sample 'p': the pair has no sign for objective 'quality'"),
+    ],
+)
+def test_signs_that_leave_nothing_to_learn_are_named(tokenizer, signs, message):
+    given = Pair(*[getattr(pair(), name) for name in ("id", "prompt", "chosen", "rejected")], signs)
+    with pytest.raises(DataError, match=message):
+        tokenize(tokenizer, given)

@@ -184,7 +184,13 @@ def test_mobt(device, objectives, pooled, weights):
     check_mobt(device, objectives, pooled, weights, seed=5)
 
 
-def check_mobt(device, objectives, pooled, weights, seed):
+@pytest.mark.parametrize("objectives", [2, 3, 64])
+@pytest.mark.parametrize("weights", ["gaussian", "mean", "uniform"])
+def test_mobt_with_absent_objectives(device, objectives, weights):
+    check_mobt(device, objectives, "union", weights, seed=5, masked=True)
+
+
+def check_mobt(device, objectives, pooled, weights, seed, masked=False):
     samples = 3
     lengths = torch.randint(1, 90, (samples * objectives * 2,), device=device)
     edges = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -193,8 +199,11 @@ def check_mobt(device, objectives, pooled, weights, seed):
     options = {
         "weights": weights, "given": None, "sample_ids": torch.randint(0, 2**62, (samples,), device=device),
         "seed": seed, "step": torch.full((), 7, dtype=torch.int64, device=device), "beta": 0.8, "gamma": 0.3,
-        "pooled": pooled,
+        "pooled": pooled, "present": None,
     }  # fmt: skip
+    if masked:
+        options["present"] = torch.rand(samples, objectives, device=device) < 0.5
+        options["present"][:, -1] = True
     got = launch.mobt(logps, starts, stops, **options)
     exact = mobt_eager(logps.double(), starts, stops, **options)
     for name, value, right in zip(

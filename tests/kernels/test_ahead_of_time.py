@@ -74,23 +74,26 @@ def row_starts(layout: str) -> None:
 
 
 def objective_starts() -> None:
-    def start(objectives: int, weights: str, pooled: str, seed: int) -> None:
+    def start(objectives: int, weights: str, pooled: str, seed: int, masked: bool = False) -> None:
         edges = torch.arange(2 * 2 * objectives + 1)
         starts, stops = (edge.reshape(2, objectives, 2) for edge in (edges[:-1], edges[1:]))
         given = torch.zeros(2, objectives) if weights == "given" else None
+        present = torch.ones(2, objectives, dtype=torch.bool) if masked else None
         launch.mobt(
             torch.zeros(int(edges[-1])), starts, stops, weights=weights, given=given, sample_ids=torch.arange(2),
             seed=seed, step=torch.tensor(1), beta=0.8, gamma=0.0, pooled=pooled,
+            present=present,
         )  # fmt: skip
 
-    for weights, pooled in itertools.product(("given", "gaussian", "mean", "uniform"), ("union", "sum")):
+    sources = ("given", "gaussian", "mean", "uniform")
+    for weights, pooled, masked in itertools.product(sources, ("union", "sum"), (False, True)):
         for objectives in (1, 2, 3, 8, 16, 32, 64):
-            start(objectives, weights, pooled, 0)
+            start(objectives, weights, pooled, 0, masked)
     for objectives in (12, 24, 48, 63):  # rounded up, by 16 or not
         start(objectives, "gaussian", "union", 0)
     for seed in (1, 7, -7, 2**32 + 5, 2**36, 2**64 - 1):
         for objectives in (1, 4):
-            start(objectives, "gaussian", "union", seed)
+            start(objectives, "gaussian", "union", seed, masked=objectives == 4)
 
 
 def statistics_starts() -> None:
@@ -166,7 +169,7 @@ def test_every_combination_of_flags_is_compiled():
     assert constants_of(*names) == {(*t, *f) for t in transforms for f in forms}
     assert constants_of("tile_pass") == {(*t, half) for t in transforms for half in (False, True)}
     sources = (mobt.GIVEN, mobt.GAUSSIAN, mobt.MEAN, mobt.UNIFORM)
-    assert constants_of("mobt") == set(itertools.product(sources, (False, True), (2, 4, 8, 16, 32, 64)))
+    assert constants_of("mobt") == set(itertools.product(sources, (False, True), (False, True), (2, 4, 8, 16, 32, 64)))
 
 
 def test_no_kernel_is_missing_from_the_table():

@@ -37,7 +37,7 @@ class Tokens:
         options = {"beta": 0.8, "gamma": 0.3, "pooled": "union", "sample_ids": self.ids, **options}
         return mobt(self.logps, self.starts, self.stops, **options)
 
-    def exact(self, logps, *, weights="gaussian", beta=0.8, gamma=0.3, pooled="union", given=None):
+    def exact(self, logps, *, weights="gaussian", beta=0.8, gamma=0.3, pooled="union", given=None, present=None):
         losses, alphas = [], []
         for b in range(self.shape[0]):
             sides = [
@@ -50,9 +50,13 @@ class Tokens:
                 "mean": mu,
                 "uniform": mu * 0.0,
             }
-            alpha = given[b] if weights == "given" else torch.softmax(scores[weights].detach(), 0)
+            there = [True] * self.shape[1] if present is None else present[b].tolist()
+            if weights == "given":
+                alpha = given[b] * torch.tensor(there)
+            else:
+                alpha = reference.present_softmax(scores[weights].detach(), there)
             alphas.append(alpha)
-            losses.append(reference.amopo_sample_loss(*sides, alpha, beta=beta, gamma=gamma))
+            losses.append(reference.amopo_sample_loss(*sides, alpha, beta=beta, gamma=gamma, present=there))
         return torch.stack(losses), torch.stack(alphas)
 
 
@@ -100,6 +104,75 @@ def test_given_weights():
     torch.testing.assert_close(result.weights, given)
 
 
+def some_present(samples: int, objectives: int) -> torch.Tensor:
+    """Which objectives count: about half of them, all of the first sample's, one of the last's."""
+    present = torch.rand(samples, objectives) < 0.5
+    present[0] = True
+    present[-1] = False
+    present[:, torch.randint(objectives, ())] = True
+    return present
+
+
+@pytest.mark.parametrize("dtype, tol", DTYPES, ids=str)
+@pytest.mark.parametrize("objectives", [1, 3, 8, 33])
+@pytest.mark.parametrize(
+    "weights, pooled", [("gaussian", "union"), ("mean", "sum"), ("uniform", "union"), ("given", "union")]
+)
+def test_absent_objectives_have_no_weight_no_loss_and_no_gradient(dtype, tol, objectives, weights, pooled):
+    tokens, present = Tokens(4, objectives, dtype), some_present(4, objectives)
+    given = torch.rand(4, objectives).to(dtype) if weights == "given" else None
+    result = tokens.run(weights=weights, pooled=pooled, given=given, present=present)
+    logps = tokens.logps.detach().double().requires_grad_()
+    exact_given = None if given is None else given.double()
+    losses, alphas = tokens.exact(logps, weights=weights, pooled=pooled, given=exact_given, present=present)
+    torch.testing.assert_close(result.losses.double(), losses, rtol=tol, atol=tol)
+    torch.testing.assert_close(result.weights.double(), alphas, rtol=tol, atol=tol)
+    assert (result.weights[~present] == 0).all() and (result.coefficients[~present] == 0).all()
+    upstream = torch.tensor([2.0, -0.7, 1.0, 0.3], dtype=torch.float64)
+    (exact,) = torch.autograd.grad(losses, logps, upstream)
+    (got,) = torch.autograd.grad(result.losses, tokens.logps, upstream.to(dtype))
+    torch.testing.assert_close(got.double(), exact, rtol=20 * tol, atol=tol)
+    for sample in range(4):
+        cuts = [
+            [logps[tokens.starts[sample, k, s] : tokens.stops[sample, k, s]] for k in range(objectives)] for s in (0, 1)
+        ]
+        alpha = result.weights[sample].detach().double()
+        logged = reference.logged_values(*cuts, alpha, beta=0.8, pooled=pooled)
+        torch.testing.assert_close(result.logged[sample].double(), logged, rtol=10 * tol, atol=10 * tol)
+
+
+@pytest.mark.parametrize("dtype, tol", DTYPES, ids=str)
+@pytest.mark.parametrize("weights", ["gaussian", "mean", "uniform", "given"])
+def test_what_an_absent_objective_holds_does_not_matter(dtype, tol, weights):
+    tokens, present = Tokens(2, 3, dtype), torch.tensor([[True, False, True], [False, True, True]])
+    given = torch.rand(2, 3).to(dtype) if weights == "given" else None
+    clean = tokens.run(weights=weights, given=given, present=present)
+    broken = tokens.logps.detach().clone()
+    for start, stop in zip(tokens.starts[~present].flatten(), tokens.stops[~present].flatten(), strict=True):
+        broken[start:stop] = -torch.inf
+    tokens.logps = broken.requires_grad_()
+    result = tokens.run(weights=weights, given=given, present=present)
+    torch.testing.assert_close(result.losses, clean.losses, rtol=tol, atol=0.0)
+    torch.testing.assert_close(result.weights, clean.weights, rtol=tol, atol=0.0)
+    (gradient,) = torch.autograd.grad(result.losses.sum(), tokens.logps)
+    assert torch.isfinite(gradient).all() and (gradient[broken == -torch.inf] == 0).all()
+
+
+def test_all_present_is_the_same_as_no_mask():
+    tokens = Tokens(2, 3, torch.float32)
+    masked, plain = tokens.run(present=torch.ones(2, 3, dtype=torch.bool)), tokens.run()
+    for one, other in zip(masked, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=0.0)
+
+
+def test_a_sample_whose_weighted_objectives_are_absent_adds_nothing():
+    tokens = Tokens(2, 2, torch.float32)
+    given, present = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[False, True], [True, True]])
+    result = tokens.run(weights="given", given=given, present=present)
+    assert result.losses[0] == 0 and (result.logged[0, -1] == 0).all()
+    assert result.losses[1] > 0 and torch.isfinite(result.logged).all()
+
+
 def test_sums_carry_gradients_of_their_own():
     tokens = Tokens(2, 3, torch.float32)
     result = tokens.run()
@@ -125,6 +198,8 @@ def test_opcheck():
     tokens = Tokens(2, 3, torch.float32)
     arguments = (tokens.starts, tokens.stops, "gaussian", None, tokens.ids, 7, torch.tensor(5), 0.8, 0.3, "union")
     torch.library.opcheck(_mobt_op, (tokens.logps, *arguments))
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    torch.library.opcheck(_mobt_op, (tokens.logps, *arguments, present))
 
 
 def test_unknown_weights_are_named():

@@ -45,7 +45,7 @@ def mobt(kind, logps, offsets, objectives, *, beta=0.8, gamma=0.3, weights="mean
     samples = (offsets.shape[0] - 1) // (2 * objectives)
     ids, step = torch.arange(samples) * (1 << 40) + 7, torch.tensor(12)
     starts, stops = edges_of(offsets, objectives)
-    outputs = operation(kind, "mobt_forward")(
+    outputs = operation(kind, "weighted_loss")(
         logps, starts, stops, weights, given if weights == "given" else None, ids, -3, step, beta, gamma, pooled
     )
     return Mobt(*outputs), ids
@@ -148,6 +148,8 @@ OBJECTIVE = {
         ({"starts": torch.tensor([0, 2])}, ValueError, r"starts must be \[B, K, 2\]"),
         ({"weights": "random"}, ValueError, "gaussian, mean, uniform or given, got 'random'"),
         ({"weights": "gaussian", "sample_ids": torch.zeros(3, dtype=torch.int64)}, ValueError, "sample_ids must be"),
+        ({"present": torch.ones(1, 2, dtype=torch.bool)}, ValueError, r"present must be a contiguous tensor \[1, 1\]"),
+        ({"present": torch.ones(1, 1)}, TypeError, "present must be bool"),
         ({"pooled": "both"}, ValueError, "pooled must be union or sum, got 'both'"),
         ({"logps": torch.zeros(6, dtype=torch.float64)}, TypeError, "logps must be"),
     ],
@@ -167,7 +169,7 @@ def test_schemas_and_fakes_hold():
         torch.ops.amopo.segment_moments, (logps, starts.flatten(), stops.flatten()), test_utils=checks
     )
     arguments = (starts, stops, "gaussian", None, torch.arange(2), 0, torch.tensor(1), 0.8, 0.0, "union")
-    torch.library.opcheck(torch.ops.amopo.mobt_forward, (logps, *arguments), test_utils=checks)
+    torch.library.opcheck(torch.ops.amopo.weighted_loss, (logps, *arguments), test_utils=checks)
     head = (torch.tensor([1, 2]), None, None, 5.0, False)
     logits, out = torch.randn(2, 6), torch.empty(2, 6)
     torch.library.opcheck(torch.ops.amopo.row_pass, (logits, *head, *torch.empty(4, 2), out), test_utils=checks)

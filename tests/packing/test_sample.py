@@ -63,3 +63,25 @@ def test_string_ids_hash_to_the_same_number_everywhere():
     values = {sample_id_to_int64(f"sample-{i}") for i in range(2000)}
     assert len(values) == 2000
     assert all(0 <= value < 2**63 for value in values)
+
+
+def test_signs_are_kept_and_all_plus_one_is_none():
+    sample = TokenizedSample([[1], [2], [3]], [4], [5], "s", signs=[1, -1, 0])
+    assert sample.signs == (1, -1, 0)
+    assert TokenizedSample([[1], [2]], [4], [5], signs=(1, 1)).signs is None
+    assert TokenizedSample([[1], [2]], [4], [5]).signs is None
+
+
+@pytest.mark.parametrize(
+    "signs, error, message",
+    [
+        ((1,), ValueError, r"sample 'q': signs must be 2 numbers of \+1 .* got \(1,\)"),
+        ((1, 2), ValueError, r"got \(1, 2\)"),
+        ((0, 0), ValueError, "sample 'q': all signs are 0, .*; drop the sample"),
+        ((1.0, 1), TypeError, "sample 'q': signs must be a list of"),
+        (1, TypeError, "sample 'q': signs must be a list of"),
+    ],
+)
+def test_signs_that_cannot_be_are_named(signs, error, message):
+    with pytest.raises(error, match=message):
+        TokenizedSample([[1], [2]], [4], [5], "q", signs=signs)

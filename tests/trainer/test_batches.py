@@ -6,8 +6,9 @@ import transformers
 
 from amopo.packing import TokenizedSample, packed_length
 from amopo.trainer import AMoPOTrainer
-from amopo.trainer.batches import PackedLoader, Positions, plan_training, read_samples
+from amopo.trainer.batches import PackedLoader, plan_training
 from amopo.trainer.checks import position_limit
+from amopo.trainer.samples import Positions, read_samples
 
 
 def read(samples, **changes):

@@ -59,6 +59,7 @@ def test_a_config_can_be_changed_and_rebuilt(tmp_path):
         ({"max_samples_per_batch": 0}, "max_samples_per_batch must be at least 1"),
         ({"per_device_train_batch_size": 4}, "per_device_train_batch_size=4 has no meaning .* tokens_per_batch"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no meaning"),
+        ({"orientation": "each"}, "orientation='each' is not known; known: overall, per_objective"),
         ({"torch_compile": True}, "torch_compile=True has no meaning"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last=True has no meaning"),
         ({"beta": "high"}, "beta must be a number, got 'high'"),

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amopo.fused_loss import loss_from_logps
-from amopo.packing import pack
+from amopo.packing import TokenizedSample, pack
 from amopo.trainer.metrics import MetricSums, Stopwatch
 
 NAMES = ["help", "brief"]
@@ -167,3 +167,36 @@ def test_the_stopwatch_leaves_pauses_out(monkeypatch):
     passes(1)
     assert watch.read() == 1
     assert Stopwatch().read() == 0
+
+
+def signed(samples):
+    """Signs so that one group has no sample with the second objective."""
+    signs = [(1, 0), (-1, 0), (1, -1), (0, 1), (1, 0), (-1, -1), (1, 1)]
+    return [
+        TokenizedSample(s.prompts, s.chosen, s.rejected, s.id, given) for s, given in zip(samples, signs, strict=True)
+    ]
+
+
+def test_ties_are_left_out_of_an_objectives_means_whatever_the_batches(data):
+    samples, logps = signed(data[0]), data[1]
+    whole = summed((samples, logps), [range(7)])
+    for groups in ([[0, 1], [2, 3], [4, 5, 6]], [[i] for i in range(7)]):
+        parts = summed((samples, logps), groups)
+        assert parts.means == pytest.approx(whole.means, rel=1e-12, abs=1e-9)
+    for k, name in enumerate(NAMES):
+        expected = []
+        for sample in samples:
+            sign = (sample.signs or (1, 1))[k]
+            parts = logps[sample.id].split([len(sample.chosen), len(sample.rejected)] * 2)[2 * k : 2 * k + 2]
+            if sign:
+                expected.append(sign * BETA * (parts[0].mean() - parts[1].mean()).item())
+        assert whole.means[f"rewards/margins/{name}"] == pytest.approx(sum(expected) / len(expected))
+        assert whole.means[f"rewards/accuracies/{name}"] == pytest.approx(sum(m > 0 for m in expected) / len(expected))
+
+
+def test_an_objective_without_a_sample_is_nan_and_left_out_of_the_mean(data):
+    samples, logps = signed(data[0]), data[1]
+    means = summed((samples, logps), [[0], [1, 4]]).means
+    assert math.isnan(means["rewards/margins/brief"]) and math.isnan(means["amopo/alpha/brief"])
+    assert means["rewards/margins"] == means["rewards/margins/help"]
+    assert means["amopo/alpha/help"] == pytest.approx(1.0) and means["amopo/alpha_entropy"] == pytest.approx(0.0)

@@ -149,6 +149,7 @@ def mobt(
     beta: float,
     gamma: float,
     pooled: str,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """losses `[B]`; weights `[B, K]`; coefficients, sums, lengths `[B, K, 2]`; logged `[B, 10, K]`, all fp32."""
     samples, num_objectives = starts.shape[:2]
@@ -163,8 +164,9 @@ def mobt(
         mobt_kernel[(samples,)](
             logps.contiguous(), starts.contiguous(), stops.contiguous(),
             alpha if given is None else given.to(torch.float32).contiguous(), sample_ids.contiguous(), step,
+            None if present is None else present.to(torch.int32).contiguous(),
             losses, alpha, coefficients, sums, lengths, logged, signed_seed, num_objectives, beta, gamma,
-            WEIGHTS=_WEIGHTS[weights], UNION=pooled == "union",
+            WEIGHTS=_WEIGHTS[weights], UNION=pooled == "union", MASKED=present is not None,
             OBJECTIVES=max(2, triton.next_power_of_2(num_objectives)),
             BLOCK=setting.block, **_options(setting),
         )  # fmt: skip

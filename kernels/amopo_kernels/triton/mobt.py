@@ -3,8 +3,9 @@
 One program per sample does what `segments`, `mobt` and `weights` do in eager form: moments of the sample's 2K
 sequences, pooled mean and deviation (Eq. 10), weights (gaussian with Philox in the kernel, mean, uniform, given), the
 K log-sigmoid terms (Eq. 9), `dL / dlogp` of each sequence's tokens and what training logs. The backward is that
-derivative times the upstream gradient. Losses of samples are added by a second, deterministic reduction outside: no
-atomics.
+derivative times the upstream gradient. With MASKED an objective whose entry in `present` is 0 has no weight, no loss
+and no gradient, and the weights are those of the others. Losses of samples are added by a second, deterministic
+reduction outside: no atomics.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def mobt_kernel(
     given_ptr,
     sample_ids_ptr,
     step_ptr,
+    present_ptr,
     loss_ptr,
     weights_ptr,
     coefficients_ptr,
@@ -53,6 +55,7 @@ def mobt_kernel(
     gamma,
     WEIGHTS: tl.constexpr,
     UNION: tl.constexpr,
+    MASKED: tl.constexpr,
     OBJECTIVES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -94,16 +97,19 @@ def mobt_kernel(
     sigma = tl.sqrt(variance)
 
     position = sample * num_objectives + objectives
+    counted = real
+    if MASKED:
+        counted = tl.load(present_ptr + position, mask=real, other=0) != 0
     if WEIGHTS == 0:  # GIVEN
-        alpha = tl.load(given_ptr + position, mask=real, other=0.0)
+        alpha = tl.load(given_ptr + position, mask=counted, other=0.0)
     elif WEIGHTS == 3:  # UNIFORM
-        alpha = tl.where(real, 1.0 / num_objectives, 0.0)
+        alpha = tl.where(counted, 1.0 / tl.sum(counted.to(tl.float32), 0), 0.0)
     else:
         score = mu
         if WEIGHTS == 1:  # GAUSSIAN
             sample_id = tl.load(sample_ids_ptr + sample)
             score = mu + sigma * _gaussian(seed, tl.load(step_ptr), sample_id, objectives)
-        score = tl.where(real, score, float("-inf"))
+        score = tl.where(counted, score, float("-inf"))
         alpha = tl.exp(score - tl.max(score, 0))
         alpha = alpha / tl.sum(alpha, 0)
 
@@ -111,8 +117,8 @@ def mobt_kernel(
     # softplus(-m) and sigmoid(-m), both from exp(-|m|), which cannot overflow
     decay = tl.exp(-tl.abs(margin))
     softplus = tl.maximum(-margin, 0.0) + log1p(decay)
-    slope = alpha * beta * tl.where(margin > 0.0, decay, 1.0) / (1.0 + decay)
-    tl.store(loss_ptr + sample, tl.sum(tl.where(real, alpha * softplus, 0.0), 0))
+    slope = tl.where(counted, alpha * beta * tl.where(margin > 0.0, decay, 1.0) / (1.0 + decay), 0.0)
+    tl.store(loss_ptr + sample, tl.sum(tl.where(counted, alpha * softplus, 0.0), 0))
     tl.store(weights_ptr + position, alpha, mask=real)
     tl.store(coefficients_ptr + 2 * position, -slope / count_w, mask=real)
     tl.store(coefficients_ptr + 2 * position + 1, slope / count_l, mask=real)
@@ -123,8 +129,9 @@ def mobt_kernel(
 
     # in the order of mobt.LOGGED
     reward_w, reward_l = beta * sum_w / count_w, beta * sum_l / count_l
-    # Given weights need not add up to 1; x ln x goes to 0 with x.
-    share = tl.where(real, alpha, 0.0) / tl.sum(tl.where(real, alpha, 0.0), 0)
+    # Given weights need not add up to 1, and can all be 0 where objectives are absent; x ln x goes to 0 with x.
+    total = tl.sum(tl.where(counted, alpha, 0.0), 0)
+    share = tl.where(counted, alpha, 0.0) / tl.where(total > 0.0, total, 1.0)
     entropy = -tl.sum(tl.where(share > 0.0, share * tl.log(tl.where(share > 0.0, share, 1.0)), 0.0), 0)
     row = logged_ptr + sample * 10 * num_objectives + objectives
     tl.store(row, reward_w, mask=real)

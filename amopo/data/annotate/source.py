@@ -1,0 +1,137 @@
+"""Records to annotate, as rows of the grouped form.
+
+    source = Source("data.jsonl", objective="instruction_following", scale=Scale(0, 4), existing="refuse", limit=None)
+    for entry in source: entry.prompt, entry.texts, entry.wanted, entry.row
+
+Each iteration reads the file anew, as a stream. Grouped rows keep every field, so a response may lack scores, or have
+no "scores" at all, and a prompt may have one response. Other forms become grouped rows with all their scores.
+
+`existing` is for responses that have a score of the objective: "refuse" them by line, "keep" the score and ask only
+for those that lack it, or "replace" all. A record that declares another scale for the objective is refused unless its
+scores are replaced. Whatever is wrong with the file raises `DataError` while it is read: run through it once before
+asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from typing import Any
+
+from amopo.data.prompts import parse_prompt
+from amopo.data.readers import FORMATS, RawRecord, detect, read_raw
+from amopo.data.scales import as_scales
+from amopo.data.schema import DataError, Message, Scale, check_text, is_finite_number
+from amopo.data.sources import open_source
+
+EXISTING = ("refuse", "keep", "replace")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prompt with its responses. `wanted[i]`: response i needs a score."""
+
+    source: str
+    prompt: tuple[Message, ...]
+    texts: tuple[str, ...]
+    wanted: tuple[bool, ...]
+    row: Mapping[str, Any]
+
+
+class Source:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        objective: str,
+        scale: Scale,
+        format: str = "auto",
+        existing: str = "refuse",
+        limit: int | None = None,
+    ) -> None:
+        if format not in FORMATS:
+            raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        if existing not in EXISTING:
+            raise ValueError(f"existing={existing!r} is not one of {', '.join(EXISTING)}")
+        self.path, self.objective, self.scale = path, objective, scale
+        self.format, self.existing, self.limit = format, existing, limit
+
+    def __iter__(self) -> Iterator[Entry]:
+        line_of_id: dict[str, int] = {}
+        for line, row in islice(self._rows(), self.limit):
+            try:
+                entry = self._entry(row, f"{self.path}:{line}")
+            except DataError as error:
+                raise DataError(str(error), file=self.path, line=line) from None
+            if (name := row.get("id")) is not None:
+                if str(name) in line_of_id:
+                    raise DataError(
+                        f"the id {name!r} stands on line {line_of_id[str(name)]} already; ids must be unique",
+                        file=self.path,
+                        line=line,
+                    )
+                line_of_id[str(name)] = line
+            yield entry
+
+    def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        source = open_source(self.path)
+        form = self.format if self.format != "auto" else detect(source, next(source.rows()))
+        if form == "grouped":
+            yield from source.rows()
+            return
+        for raw in read_raw(source, form)[1]:
+            yield raw.row, grouped_row(raw)
+
+    def _entry(self, row: Mapping[str, Any], source: str) -> Entry:
+        for key in ("prompt", "responses"):
+            if key not in row:
+                raise DataError(f'the row has no "{key}"; it has {", ".join(map(repr, row)) or "nothing"}')
+        responses = row["responses"]
+        if not isinstance(responses, list) or not responses:
+            raise DataError('"responses" must be a list of at least one response')
+        declared = as_scales(row.get("scales")).get(self.objective)
+        if declared is not None and declared != self.scale and self.existing != "replace":
+            raise DataError(
+                f"the record says that {self.objective!r} goes from {declared}, but the judge is asked for "
+                f"{self.scale}; give --scale the same, or --existing replace"
+            )
+        wanted = [self._is_wanted(response, f"response {i}") for i, response in enumerate(responses, start=1)]
+        texts = [
+            check_text(response.get("text"), f"the text of response {i}") for i, response in enumerate(responses, 1)
+        ]
+        return Entry(source, parse_prompt(row["prompt"]), tuple(texts), tuple(wanted), row)
+
+    def _is_wanted(self, response: object, name: str) -> bool:
+        if not isinstance(response, dict):
+            raise DataError(f'{name} must be an object with "text" and "scores"')
+        scores = response.get("scores", {})
+        if not isinstance(scores, dict):
+            raise DataError(f"the scores of {name} must map each objective to a number")
+        if self.objective not in scores or self.existing == "replace":
+            return True
+        if self.existing == "refuse":
+            raise DataError(
+                f"{name} has a score for {self.objective!r} already; --existing keep asks only for those without one, "
+                "--existing replace asks for all"
+            )
+        score = scores[self.objective]
+        if not is_finite_number(score) or score not in self.scale:
+            raise DataError(
+                f"the score of {name} for {self.objective!r} is {score!r}, not a number from {self.scale}; correct it, "
+                "or --existing replace"
+            )
+        return False
+
+
+def grouped_row(raw: RawRecord) -> dict[str, Any]:
+    """A record of another form as a row of the grouped one, with whatever it scores in numbers."""
+    responses = [
+        {"text": r.text, "scores": {name: value for name, value in r.scores.items() if is_finite_number(value)}}
+        for r in raw.responses
+    ]
+    row = {"prompt": raw.prompt, "responses": responses, **raw.extra}
+    if scales := as_scales(raw.scales):
+        row["scales"] = {name: [scale.low, scale.high] for name, scale in scales.items()}
+    return row if raw.id is None else {"id": raw.id, **row}

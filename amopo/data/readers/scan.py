@@ -1,0 +1,79 @@
+"""Which objectives a file scores, before any are named.
+
+`scan_scores(path) -> ScoreScan`: per name that mostly stands for finite numbers, how many responses have it, the
+smallest and the largest, and the scale that rows or the form declare. One pass; keeps nothing per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike
+
+from amopo.data.readers.forms import OnRows, read_raw
+from amopo.data.readers.raw import UNRATED, RawRecord
+from amopo.data.scales import as_scales
+from amopo.data.schema import DataError, Scale, is_finite_number
+from amopo.data.sources import open_source, stop
+
+
+@dataclass
+class ScoreRange:
+    """`others`: values under that name that are no finite numbers."""
+
+    count: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+    others: int = 0
+
+    def add(self, value: object) -> None:
+        if not is_finite_number(value):
+            self.others += 1
+            return
+        self.count, self.low, self.high = self.count + 1, min(self.low, float(value)), max(self.high, float(value))
+
+
+@dataclass
+class ScoreScan:
+    """`ranges`: by name, in the order of the file. `declared`: the first scale of each."""
+
+    form: str
+    records: int = 0
+    responses: int = 0
+    ranges: dict[str, ScoreRange] = field(default_factory=dict)
+    declared: dict[str, Scale] = field(default_factory=dict)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names that are numbers more often than not: a bad score here and there makes no other field of them."""
+        return tuple(name for name, found in self.ranges.items() if found.count > found.others)
+
+    def add(self, raw: RawRecord) -> None:
+        self.records += 1
+        for response in raw.responses:
+            self.responses += 1
+            for name, score in response.scores.items():
+                if score is not UNRATED:
+                    self.ranges.setdefault(name, ScoreRange()).add(score)
+        for name, scale in as_scales(raw.scales).items():
+            self.declared.setdefault(name, scale)
+
+
+def scan_scores(
+    path: str | PathLike[str],
+    *,
+    format: str = "auto",
+    on_error: Callable[[DataError], None] | None = None,
+    on_rows: OnRows | None = None,
+) -> ScoreScan:
+    """What the file scores; `on_error` takes the errors of single rows, which are skipped then."""
+    fail = on_error or stop
+    source = open_source(path)
+    form, raws = read_raw(source, format, fail=fail, on_rows=on_rows)
+    scan = ScoreScan(form)
+    for raw in raws:
+        try:
+            scan.add(raw)
+        except DataError as error:
+            fail(source.error(str(error), raw.row))
+    return scan

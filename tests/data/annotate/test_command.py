@@ -1,0 +1,347 @@
+"""`amopo data annotate`, as it is called; killed in mid-run, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from amopo.cli.main import main
+from amopo.data.annotate import Journal
+
+OBJECTIVE = "instruction_following"
+PATIENCE = 240  # seconds that a process may take on a machine that has other work
+KEY = "sk-very-secret-0123456789"
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def annotate(stub, capsys, monkeypatch, tmp_path):
+    """Runs the command on a file against the stub; gives status, stdout and stderr."""
+    monkeypatch.delenv("AMOPO_DEBUG", raising=False)
+
+    def run(path, *flags, out=None):
+        capsys.readouterr()
+        argv = ["data", "annotate", path, out or tmp_path / "out.jsonl", *arguments(stub.url), *flags]
+        status = main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def arguments(url):
+    return [f"--objective={OBJECTIVE}", "--scale=0:4", f"--endpoint={url}", "--model=judge", f"--timeout={PATIENCE}"]
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def scores_in(path):
+    return {r["text"]: r["scores"].get(OBJECTIVE) for row in read(path) for r in row["responses"]}
+
+
+def texts(rows):
+    return [r["text"] for row in rows for r in row["responses"]]
+
+
+def one_error(outcome, status=2):
+    found, _, err = outcome
+    assert found == status and err.startswith("amopo: error: ") and err.count("\n") == 1, outcome
+    return err
+
+
+def test_scores_are_added(annotate, stub, write, rows, tmp_path, expected):
+    status, out, err = annotate(write(rows(10)))
+    assert (status, err) == (0, "")
+    assert scores_in(tmp_path / "out.jsonl") == {text: expected(text) for text in texts(rows(10))}
+    assert read(tmp_path / "out.jsonl")[0]["scales"] == {OBJECTIVE: [0, 4]}
+    assert "10 records, 20 responses, 20 distinct questions: 0 in the journal, 20 to ask" in out
+    assert "2,000 read and 200 written" in out
+    assert stub.requests[0].body["temperature"] == 0 and stub.requests[0].body["max_tokens"] == 512
+
+
+def test_the_same_command_again_asks_nothing(annotate, stub, write, rows):
+    path = write(rows(3))
+    assert annotate(path)[0] == 0
+    assert "--force" in one_error(annotate(path))
+    status, out, _ = annotate(path, "--force")
+    assert status == 0 and "6 in the journal, 0 to ask" in out and len(stub.requests) == 6
+
+
+def test_quiet_says_nothing(annotate, write, rows):
+    assert annotate(write(rows(2)), "--quiet") == (0, "", "")
+
+
+def test_a_dry_run_sends_and_writes_nothing(annotate, stub, write, rows, tmp_path):
+    (row,) = rows(1)
+    row["prompt"] = "Look: \x1b[2J"
+    path = write([row])
+    status, out, err = annotate(path, "--dry-run", "--api-key-env=NOT_SET")
+    assert (status, err) == (0, "")
+    assert "2 to ask" in out and "Look: \\x1b[2J" in out and "\x1b" not in out and "one JSON object" in out
+    assert not stub.requests and sorted(p.name for p in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_a_limit_tries_the_first_records_and_the_rest_follows(annotate, stub, write, rows, tmp_path):
+    path = write(rows(5))
+    assert annotate(path, "--limit=2")[0] == 0 and len(stub.requests) == 4
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["r0", "r1"]
+    assert annotate(path, "--force")[0] == 0 and len(stub.requests) == 10
+    assert set(stub.counts.values()) == {1}
+
+
+def test_a_users_rubric_and_more_fields_are_sent(annotate, stub, write, rows, tmp_path):
+    (tmp_path / "rubric.txt").write_text("Count the commas, {low} to {high}.")
+    flags = [f"--rubric={tmp_path / 'rubric.txt'}", '--request={"max_tokens": null, "max_completion_tokens": 99}']
+    assert annotate(write(rows(1)), *flags, "--objective=commas", "--temperature=0.5")[0] == 0
+    body = stub.requests[0].body
+    assert "Count the commas, 0 to 4." in body["messages"][0]["content"]
+    assert (body["temperature"], body["max_completion_tokens"], body["model"]) == (0.5, 99, "judge")
+    assert "max_tokens" not in body
+    assert "commas" in read(tmp_path / "out.jsonl")[0]["responses"][0]["scores"]
+
+
+def test_flags_may_stand_in_a_file(annotate, write, rows, tmp_path):
+    pytest.importorskip("yaml")
+    (tmp_path / "run.yaml").write_text("temperature: 0.5\nscale: [0, 4]\nrequest: {top_p: 0.5}\n")
+    assert annotate(write(rows(1)), f"--config={tmp_path / 'run.yaml'}")[0] == 0
+
+
+def test_a_terminal_without_tqdm_gets_lines(annotate, write, rows, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    status, out, err = annotate(write(rows(2)))
+    assert (status, err) == (0, "") and "asking: 4/4 (100 %)" in out
+
+
+def test_real_preference_data_get_an_objective_and_stay_what_they_are(annotate, stub, real_data, tmp_path, expected):
+    from amopo.data import KNOWN_SCALES, read_records
+
+    path = real_data("helpsteer2_sample100")
+    assert annotate(path, "--concurrency=8")[0] == 0
+    before = read_records(path, objectives=list(KNOWN_SCALES))
+    after = read_records(tmp_path / "out.jsonl", objectives=[*KNOWN_SCALES, OBJECTIVE])
+    assert len(before) == len(after) == 50 and len(stub.requests) == len({r.raw for r in stub.requests})
+    for old, new in zip(before, after):
+        assert (old.id, old.prompt) == (new.id, new.prompt)
+        for one, two in zip(old.responses, new.responses):
+            assert one.text == two.text and two.scores == {**one.scores, OBJECTIVE: expected(one.text)}
+
+
+# What fails
+
+
+def test_failed_questions_end_with_reasons_and_without_a_file(annotate, stub, actions, write, rows, tmp_path):
+    path, bad = write(rows(3)), "Prompt 1, answer 1"
+    stub.plan(bad, *[actions.say('{"score": 9}')] * 4)
+    outcome = annotate(path)
+    message = one_error(outcome, status=1)
+    assert f"{path}:2, response 1: the score 9 is outside the scale from 0 to 4" in message
+    assert "--retry-failed" in message and "--allow-missing" in message
+    assert not (tmp_path / "out.jsonl").exists() and stub.counts[bad] == 3
+    status, out, _ = annotate(path, "--allow-missing")
+    assert status == 0 and "1 responses have no score" in out and stub.counts[bad] == 3
+    assert scores_in(tmp_path / "out.jsonl")[bad] is None
+    assert annotate(path, "--drop-missing", "--force")[0] == 0
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["r0", "r2"]
+    # four bad replies in all: the second one of the second round is good
+    assert annotate(path, "--retry-failed", "--force")[0] == 0
+    assert scores_in(tmp_path / "out.jsonl")[bad] == 1 and stub.counts[bad] == 5
+    assert [count for text, count in stub.counts.items() if text != bad] == [1] * 5
+
+
+def test_a_wrong_key_stops_at_once_and_is_never_shown(annotate, stub, actions, write, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    answer = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}})
+    stub.default = lambda request: actions.status(401, text=answer)
+    status, out, err = annotate(write(rows(9)), "--api-key-env=JUDGE_KEY", "--concurrency=1")
+    assert one_error((status, out, err), status=1).count("--api-key-env") == 1 and len(stub.requests) == 1
+    assert stub.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    # nor does a judge that repeats it bring it into the journal
+    stub.default = lambda request: actions.say(json.dumps({"reason": KEY, "score": 1}))
+    stub.plan("Prompt 0, answer 0", actions.say(KEY), actions.raw(json.dumps({"error": KEY}).encode()))
+    more = annotate(write(rows(9)), "--api-key-env=JUDGE_KEY")
+    assert more[0] == 0
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(KEY not in text for text in [out, err, *more[1:], *written])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--api-key-env=NOT_SET"], ["--api-key-env", "never the key itself"]),
+        (["--scale=4"], ["--scale", "low:high"]),
+        (["--scale=4:0"], ["--scale", "low:high"]),
+        (["--scale=0:4,x=1:2"], ["--scale", "low:high"]),
+        (["--objective=politness"], ["politness", "--rubric"]),
+        (["--objective="], ["objective"]),
+        (["--endpoint=localhost:8000"], ["--endpoint", "http://"]),
+        (["--model= "], ["--model"]),
+        (["--concurrency=0"], ["--concurrency", "at least 1"]),
+        (["--max-retries=-1"], ["--max-retries", "at least 0"]),
+        (["--max-asks=0"], ["--max-asks"]),
+        (["--limit=0"], ["--limit"]),
+        (["--timeout=0"], ["--timeout"]),
+        (["--temperature=-1"], ["--temperature"]),
+        (["--existing=some"], ["--existing", "replace"]),
+        (["--request={"], ["--request", "JSON"]),
+        (["--request=[1]"], ["--request", "object"]),
+        (['--request={"messages": []}'], ["--request", "messages"]),
+        (['--request={"x": NaN}'], ["--request"]),
+        (["--rubric=none.txt"], ["none.txt"]),
+        (["--format=csv"], ["--format", "grouped"]),
+        (["--scael=0:4"], ["--scael", "did you mean --scale"]),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named_before_anything_is_sent(annotate, stub, write, rows, flags, words):
+    message = one_error(annotate(write(rows(1)), *flags))
+    assert all(word in message for word in words), message
+    assert not stub.requests
+
+
+def test_files_are_checked_before_anything_is_sent(annotate, stub, write, rows, tmp_path):
+    path = write([*rows(3), {"id": "x", "prompt": "p", "responses": [{"text": ""}]}])
+    assert "line 4" in one_error(annotate(path))
+    assert "does not exist" in one_error(annotate(tmp_path / "none.jsonl"))
+    path = write(rows(1))
+    assert "OUT is FILE" in one_error(annotate(path, out=path))
+    assert "is a folder" in one_error(annotate(path, out=tmp_path))
+    assert "not writable" in one_error(annotate(path, out=tmp_path / "none" / "out.jsonl"))
+    with Journal(tmp_path / "out.jsonl.journal"):
+        assert "another run" in one_error(annotate(path))
+    assert not stub.requests
+
+
+def test_what_is_missing_from_the_command_line_is_named(capsys):
+    for argv, words in ((["a", "b"], "--objective"), (["a"], "--out"), ([], "--file")):
+        assert main(["data", "annotate", *argv]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["data", "anotate"]) == 2 and "did you mean annotate?" in capsys.readouterr().err
+    assert main(["data"]) == 0 and "annotate" in capsys.readouterr().out
+    assert main(["data", "annotate", "--help"]) == 0 and "--endpoint" in capsys.readouterr().out
+
+
+# A process of its own
+
+
+@pytest.fixture
+def start(stub):
+    processes = []
+
+    def begin(path, out, *flags):
+        env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+        argv = ["-P", "-m", "amopo", "data", "annotate", path, out, *arguments(stub.url), "--concurrency=3", *flags]
+        process = subprocess.Popen(
+            [sys.executable, *map(str, argv)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            # a shell that starts tests in the background makes children ignore Ctrl-C; this undoes it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait(PATIENCE)
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.fixture
+def hang_after(stub, actions):
+    """The stub answers so many requests; the others hang. Waits until three of them do."""
+
+    def do(count):
+        stub.default = lambda request: actions.hang() if len(stub.requests) > count else None
+        return lambda: stub.wait_until(lambda: stub.hanging == 3)
+
+    return do
+
+
+def test_a_kill_loses_nothing_and_asks_again_only_what_was_under_way(
+    annotate, start, hang_after, stub, actions, write, rows, tmp_path, expected
+):
+    path, out = write(rows(20)), tmp_path / "out.jsonl"
+    bad = "Prompt 0, answer 0"
+    stub.plan(bad, actions.say("hm"))
+    wait = hang_after(10)
+    process = start(path, out)
+    wait()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    before = list(stub.requests)
+    answered, under_way = before[:10], before[10:]
+    journal = Journal.peek(f"{out}.journal")
+    # each of the three threads had recorded its last reply before it sent the request that hung
+    assert len(before) == 13 and len(journal) == 9 and not out.exists()
+
+    stub.default = None
+    stub.release.set()
+    status, said, _ = annotate(path)  # the lock died with its process
+    assert status == 0 and "9 in the journal, 31 to ask" in said
+    assert scores_in(out) == {text: expected(text) for text in texts(rows(20))}
+    once = Counter({text: 1 for text in texts(rows(20))})
+    assert stub.counts == once + Counter([bad]) + Counter(request.answer for request in under_way)
+    # what was under way was sent again as the same request
+    for request in under_way:
+        first, second = (r for r in stub.requests if r.answer == request.answer and r.raw == request.raw)
+        assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    # and no other request has a key twice
+    keys = Counter(request.headers["Idempotency-Key"] for request in stub.requests)
+    assert sorted(keys.values()) == [1] * (len(keys) - 3) + [2] * 3
+    assert len(answered) == 10
+
+
+def test_ctrl_c_finishes_the_journal_and_says_how_to_go_on(annotate, start, hang_after, stub, write, rows, tmp_path):
+    path, out = write(rows(20)), tmp_path / "out.jsonl"
+    wait = hang_after(10)
+    process = start(path, out)
+    wait()
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if "Ctrl-C again" in line:
+            break
+    stub.release.set()
+    _, err = process.communicate(timeout=PATIENCE)
+    folder = f"{out}.journal"
+    assert process.returncode == 130
+    assert err == f"amopo: interrupted; 13 scores are in {folder}; run the same command again to go on\n"
+    assert len(stub.requests) == 13 and len(Journal.peek(folder)) == 13
+    stub.default = None
+    assert annotate(path)[0] == 0 and set(stub.counts.values()) == {1} and len(stub.counts) == 40
+
+
+def test_a_second_ctrl_c_does_not_wait(start, hang_after, write, rows, tmp_path):
+    wait = hang_after(10)
+    process = start(write(rows(20)), tmp_path / "out.jsonl")
+    wait()
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if "Ctrl-C again" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and err.startswith("amopo: interrupted; 10 scores are in ")
+
+
+def test_two_runs_on_one_journal_are_not_possible(annotate, start, hang_after, stub, write, rows, tmp_path):
+    path = write(rows(20))
+    wait = hang_after(10)
+    process = start(path, tmp_path / "out.jsonl")
+    wait()
+    message = one_error(annotate(path))
+    assert f"another run (process {process.pid})" in message and "--cache" in message
+    assert len(stub.requests) == 13
