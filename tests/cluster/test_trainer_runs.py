@@ -9,11 +9,11 @@ import torch
 import trainer_runs
 from launch import needs_deepspeed, run_ranks
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 TORCH_ENGINES = ("ddp", "fsdp2", "fsdp2-sharded")
 ZERO_ENGINES = ("zero2", "zero3")
-LIMIT = 380
+LIMIT = 500
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,8 @@ def check(got, expected, *, since=0):
     history = [entry for entry in got["history"] if "loss" in entry and entry["step"] > since]
     assert len(history) == len(wanted) == trainer_runs.STEPS - since
     for entry, other in zip(history, wanted, strict=True):
-        names = [name for name in other if not name.endswith("tokens_per_second") and name != "amopo/fill"]
+        own = ("tokens_per_second", "amopo/fill", "amopo/peak_memory_gib")
+        names = [name for name in other if not name.endswith(own)]
         assert "rewards/margins" in names and "grad_norm" in names
         for name in names:
             assert entry[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name

@@ -24,6 +24,7 @@ SAMPLES, STEPS, SAVED = 5, 4, 2
 ZERO = {
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
