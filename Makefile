@@ -1,6 +1,7 @@
 # make demo | test | lint | bench | clean. The first call creates .venv and installs; later calls only run.
 #   make demo QUICK=1        the demo in under a minute
 #   make test ARGS="-k loss" passes arguments to pytest
+#   make test-deepspeed      the tests that need DeepSpeed, on CPU ranks (a C++ compiler is needed), in .venv-deepspeed
 #   make bench               the benchmarks of this machine's real shapes, into bench/results
 #   make gpu-evidence OUT=d  GPU tests and benchmarks in parts of under nine minutes, run by $(PYTHON)
 #   PYTHON=python3.12        which interpreter the environment is made from
@@ -19,7 +20,13 @@ export PYTHONPATH := .:kernels$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Threads yield while they wait; spinning makes everything many times slower when another process needs a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint format bench gpu-evidence clean
+# DeepSpeed in an environment that sees everything of the first: where it is installed, transformers and accelerate
+# import it in every process, which costs seconds each.
+DS_VENV := .venv-deepspeed
+DS_STAMP := $(DS_VENV)/installed.stamp
+SITE = -c 'import site; print(site.getsitepackages()[0])'
+
+.PHONY: demo test test-deepspeed lint format bench gpu-evidence clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/cpu/*)
@@ -37,6 +44,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+$(DS_STAMP): $(STAMP)
+	test -x $(DS_VENV)/bin/python || $(BIN)/python -m venv $(DS_VENV)
+	$(BIN)/python $(SITE) > "$$($(DS_VENV)/bin/python $(SITE))/first.pth"
+	$(DS_VENV)/bin/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS) --no-build-isolation deepspeed
+	@touch $@
+
+test-deepspeed: $(DS_STAMP)
+	DS_ACCELERATOR=cpu $(DS_VENV)/bin/python -m pytest tests/cluster -k "zero or ulysses or deepspeed" $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -56,6 +72,6 @@ gpu-evidence:
 	$(PYTHON) -m bench.evidence --out "$(OUT)" $(if $(PART),--part $(PART)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DS_VENV) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f kernels/amopo_kernels/_C*.so
 	find amopo kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -12,7 +12,7 @@ Gradients flow into hidden and lm_head; the weights alpha are constants. One los
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ def fused_loss(
     softcap: float | None = None,
     logits_dtype: torch.dtype | str | None = None,
     budget: int | None = None,
+    tensor_parallel: Any = None,
+    sequence_parallel: Any = None,
     validate: bool = False,
 ) -> FusedLoss:
     """AMoPO's loss from last hidden states, without logits (Liu et al. 2025, Eq. 9 and 10).
@@ -75,13 +77,18 @@ def fused_loss(
         sample_ids: int64 `[B]`, keys of the noise (default: row index with the rank mixed in). seed: of the noise.
             step: of the noise (default: drawn from torch's CPU generator, so `torch.manual_seed` reproduces a run).
         logit_scale, softcap: what the model does to its logits. logits_dtype, budget: see `linear_logprobs`.
+        tensor_parallel: process group whose ranks hold rows of the head. sequence_parallel: process group whose ranks
+            hold parts of these sequences (`amopo.packing.shard`); it needs `sample_ids` and `step`.
         validate: look at all values on the host and name the sample that is wrong (a sync on CUDA).
     Raises:
         ValueError, TypeError: arguments, shapes or values that cannot be right; RuntimeError for NaN or inf on a CPU.
     """
-    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step)
+    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step, sequence_parallel)
     settings.check()
-    head_options = {"logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget}
+    head_options = {
+        "logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget,
+        "tensor_parallel": tensor_parallel,
+    }  # fmt: skip
     if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
         raise ValueError("pass exactly one of labels (unshifted), shift_labels and layout")
 
@@ -142,6 +149,7 @@ def loss_from_logps(
     sample_ids: Tensor | None = None,
     seed: int = 0,
     step: int | None = None,
+    sequence_parallel: Any = None,
     validate: bool = False,
 ) -> FusedLoss:
     """The loss from log-probs that were made elsewhere: a patched model, or another library's fused head.
@@ -153,7 +161,7 @@ def loss_from_logps(
         layout, labels, shift_labels: exactly one; labels as in `fused_loss`. The other arguments too are those of
             `fused_loss`; signs come with the layout, or as `signs` beside labels.
     """
-    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step)
+    settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step, sequence_parallel)
     settings.check()
     if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
         raise ValueError("pass exactly one of layout, labels (unshifted) and shift_labels")

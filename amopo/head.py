@@ -10,12 +10,13 @@ them, so what cannot be right raises.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from amopo.head_adapters import definer_of_forward, head_path
+from amopo.head_weight import local_weight
 from amopo_kernels.linear_logprobs import linear_logprobs
 
 
@@ -98,11 +99,14 @@ def head_logps(
     logit_scale: float | None = None,
     softcap: float | None = None,
     logits_dtype: torch.dtype | str | None = None,
+    tensor_parallel: Any = None,
     budget: int | None = None,
 ) -> Tensor:
     """Log-probs fp32 `[R]` of `targets [R]` at hidden `rows [R, H]`, through the head module (or a weight `[V, H]`).
 
-    R = 0 still calls the module: collectives inside its hooks must run on every rank.
+    R = 0 still calls the module: collectives inside its hooks must run on every rank. With
+    `tensor_parallel`, a process group, each rank's head holds its rows of the vocabulary, and the module's hooks, which
+    would gather its output, are passed by.
 
     Raises:
         ValueError, TypeError: adapters on the head, a sharded or quantised weight, a module that is no linear layer,
@@ -110,19 +114,25 @@ def head_logps(
     """
     options = {"logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget}
     if isinstance(lm_head, Tensor):
-        return linear_logprobs(rows, lm_head, targets, **options)
+        return linear_logprobs(rows, lm_head, targets, process_group=tensor_parallel, **options)
     if not isinstance(lm_head, nn.Module):
         raise TypeError(f"lm_head must be a module or a weight tensor [V, H], got {type(lm_head).__name__}")
     path = head_path(lm_head)
     _check_module(path.base)
 
     def logps_forward(rows: Tensor, targets: Tensor) -> Tensor:
-        weight = path.base.weight
-        if weight.device.type == "meta":
-            raise ValueError("lm_head.weight is on the meta device; offloaded heads are not supported, keep it loaded")
-        return linear_logprobs(rows, weight, targets, bias=path.bias(), lora=path.low_rank(), **options)
+        weight, bias, group = local_weight(path.base, tensor_parallel)
+        if path.lora is not None:
+            if group is not None:
+                raise ValueError(
+                    "an adapter on an lm_head whose vocabulary is sharded is not supported; leave lm_head out of "
+                    "target_modules"
+                )
+            bias = path.bias()
+        return linear_logprobs(rows, weight, targets, bias=bias, lora=path.low_rank(), process_group=group, **options)
 
-    logps = _call_through(path.modules, logps_forward, rows, targets)
+    # The hooks of a tensor-parallel head would gather its output.
+    logps = _call_through(() if tensor_parallel is not None else path.modules, logps_forward, rows, targets)
     expected = torch.float64 if rows.dtype == torch.float64 else torch.float32
     if not isinstance(logps, Tensor) or logps.dtype != expected:
         got = logps.dtype if isinstance(logps, Tensor) else type(logps).__name__

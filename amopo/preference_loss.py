@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from amopo import objectives as objective_registry
 from amopo.objectives.official import GAMMA as OFFICIAL_GAMMA
 from amopo.objectives.official import official_losses, official_weights
+from amopo.sequence_parallel import same_on_ranks, sequence_stats_over_ranks
 from amopo.weights import BUILT_IN, WeightSource, WeightStats, is_built_in, normalised_weights, resolve_weights
 from amopo_kernels.mobt import LOGGED, logged_values, margins, pool_probabilities
 from amopo_kernels.mobt_op import mobt
@@ -75,6 +77,7 @@ class LossSettings:
     normalizer: float | Tensor | None
     seed: int
     step: int | None
+    sequence_parallel: Any = None
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be right, before any work."""
@@ -115,6 +118,11 @@ class LossSettings:
                     "preset='official' averages over its own micro-batch and cannot take a normalizer (nor "
                     "token-budget batches); drop the preset, or one of them"
                 )
+        if self.sequence_parallel is not None and self.step is None:
+            raise ValueError(
+                "sequence_parallel needs step= (the optimizer step): a step drawn by every rank for itself would give "
+                "one sample different weights on the ranks of its group"
+            )
 
     def check_signs(self, signs_given: bool) -> None:
         """Raise ValueError where signs mean nothing."""
@@ -138,6 +146,11 @@ def loss_from_tokens(
     """
     batch, num_objectives = shape
     device = logps.device
+    if settings.sequence_parallel is not None and sample_ids is None:
+        raise ValueError(
+            "sequence_parallel needs sample_ids (int64 [B], the same on all ranks of the group): the noise of a "
+            "sample's weights is keyed by them"
+        )
     keys, step = _noise_keys(sample_ids, batch, device), _noise_step(settings.step)
     source = _fused_source(settings, shape)
     if source is not None:
@@ -162,7 +175,10 @@ def loss_from_tokens(
         losses, weights, sums, lengths = fused.losses, fused.weights, fused.sums, fused.lengths
         logged = fused.logged
     else:
-        flat = sequence_stats(logps, offsets)
+        if settings.sequence_parallel is None:
+            flat = sequence_stats(logps, offsets)
+        else:
+            flat = sequence_stats_over_ranks(logps, offsets, settings.sequence_parallel)
         if sequences is not None:
             flat = SequenceStats(*(field.index_select(0, sequences.flatten()) for field in flat))
         stats = SequenceStats(*(field.view(batch, num_objectives, 2) for field in flat))
@@ -187,7 +203,7 @@ def loss_from_tokens(
 def _fused_source(settings: LossSettings, shape: tuple[int, int]) -> tuple[str, Tensor | None] | None:
     """Where the operator `mobt` computes exactly this loss: its name for the weights, and given ones."""
     amopo_loss = settings.objective == "amopo" and objective_registry.get("amopo") is objective_registry.AMOPO
-    if settings.preset is not None or not amopo_loss:
+    if settings.preset is not None or not amopo_loss or settings.sequence_parallel is not None:
         return None
     if isinstance(settings.weights, Tensor):
         return "given", settings.weights
@@ -214,6 +230,8 @@ def _losses_from_stats(
         margin = margins(stats.sum_logp, stats.length, beta=settings.beta, gamma=OFFICIAL_GAMMA)
         return official_losses(margin, weights), weights, mu, sigma
     weights = resolve_weights(settings.weights, weight_stats)
+    if settings.sequence_parallel is not None:
+        weights = same_on_ranks(weights, settings.sequence_parallel)
     function = settings.objective if callable(settings.objective) else objective_registry.get(settings.objective)
     options = {"beta": settings.beta, "gamma": settings.gamma}
     if present is not None:

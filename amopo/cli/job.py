@@ -104,6 +104,8 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
     with console.stage("train"):
         trainer.train(resume_from_checkpoint=job.resume or None)
     after = _measure(job, trainer, tokenizer, console, "after")
+    if "preferences" in after and "preferences" not in before:
+        before["preferences"] = _evaluated_on_start(trainer)
     with console.stage("save"), console.busy("saving"):
         trainer.save_model()
     metrics["finished"] = True
@@ -149,7 +151,7 @@ def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
         )
     if job.lora_r is not None:
         model = add_lora(model, rank=job.lora_r, alpha=job.lora_alpha)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(map(_numel, model.parameters()))
     console.say(f"model: {job.model}, {parameters / 1e6:.2f}M parameters, {len(tokenizer)} tokens")
     return model, tokenizer
 
@@ -257,7 +259,8 @@ def _check_budget(job: Job, model: Any, samples: Sequence[TokenizedSample]) -> N
     """A budget that cannot hold the largest sample would otherwise show only when that sample comes up."""
     weight = model.get_output_embeddings().weight
     rows = max(sample.num_objectives * (len(sample.chosen) + len(sample.rejected)) for sample in samples)
-    shape = (rows, weight.shape[1], weight.shape[0])
+    vocabulary, hidden = getattr(weight, "ds_shape", weight.shape)
+    shape = (rows, hidden, vocabulary)
     try:
         workspace_bytes(shape, weight.dtype, job.args.head_budget, device=weight.device)
     except ValueError as error:
@@ -266,7 +269,9 @@ def _check_budget(job: Job, model: Any, samples: Sequence[TokenizedSample]) -> N
 
 def _measure(job: Job, trainer: Any, tokenizer: Any, console: Console, when: str) -> dict[str, Any]:
     measured: dict[str, Any] = {}
-    if trainer.eval_dataset is not None:
+    if trainer.eval_dataset is not None and trainer.evaluates_after_train_only:
+        trainer.args.eval_on_start = True  # the model is sharded, and can be evaluated, inside train()
+    elif trainer.eval_dataset is not None:
         with console.stage("evaluation"):
             measured["preferences"] = without_prefix(trainer.evaluate())
             console.say(f"evaluated on held-out pairs, {when} training")
@@ -288,12 +293,22 @@ def _measure(job: Job, trainer: Any, tokenizer: Any, console: Console, when: str
     return measured
 
 
+def _numel(parameter: Any) -> int:
+    # ZeRO-3 leaves empty tensors behind that know their size.
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _evaluated_on_start(trainer: Any) -> Mapping[str, float]:
+    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return without_prefix(entries[0])
+
+
 def _describe(job: Job, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {
         "name": job.model,
         "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(map(_numel, model.parameters())),
+        "trained parameters": sum(_numel(p) for p in model.parameters() if p.requires_grad),
         "tokens": len(tokenizer),
     }
 

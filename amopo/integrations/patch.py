@@ -36,7 +36,8 @@ from amopo.head import Head, find_head, head_logps
 from amopo.head_adapters import check_adapters
 from amopo.packing.layout import TreeLayout
 from amopo.padded import label_places, select_rows
-from amopo.trainer.forward import PackedForward, causal_lm, check_head, patch_forward, runs_alone
+from amopo.trainer.forward import HeadOptions, PackedForward, causal_lm, check_head, patch_forward, runs_alone
+from amopo.trainer.wrapping import check_wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -96,26 +97,34 @@ class Patch:
         self.remove()
 
 
-def patch(model: nn.Module, *, logits_dtype: torch.dtype | str | None = None, budget: int | None = None) -> Patch:
+def patch(
+    model: nn.Module,
+    *,
+    logits_dtype: torch.dtype | str | None = None,
+    budget: int | None = None,
+    tensor_parallel: Any = None,
+    allow_unwrapped: bool = False,
+) -> Patch:
     """Teach `model`'s forward to return log-probs for `labels=`, `shift_labels=` or `amopo_layout=`.
 
     Args:
         model: a transformers causal LM, bare or wrapped by PEFT, DDP or torch.compile.
-        logits_dtype, budget: as in `amopo.linear_logprobs`.
+        logits_dtype, budget: as in `amopo.linear_logprobs`. tensor_parallel, allow_unwrapped: as in `patch_forward`.
     Raises:
         ValueError, TypeError: no causal LM, or a head that would be computed wrongly.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch takes a loaded causal LM, got {type(model).__name__}; load it with from_pretrained")
+    options = HeadOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
     owner = causal_lm(model)
     find_head(owner)
     check_adapters(owner)
     packed, why_not = None, None
     try:
-        packed = patch_forward(model, logits_dtype=logits_dtype, budget=budget)
+        packed = patch_forward(model, **options._asdict())
     except ValueError as error:
         why_not = str(error)
-        if runs_alone(owner):
+        if runs_alone(owner) and tensor_parallel is None:
             check_head(owner)  # what cannot be right with labels either raises here
         else:
             logger.warning("%s: it was not tried whether the head is exact", type(owner).__name__)
@@ -141,7 +150,7 @@ def patch(model: nn.Module, *, logits_dtype: torch.dtype | str | None = None, bu
             kwargs["amopo_layout"] = amopo_layout
         elif labels is not None or shift_labels is not None:
             kwargs.update(zip(names, args, strict=False))
-            return _logps(self, labels, shift_labels, kwargs, logits_dtype, budget)
+            return _logps(self, labels, shift_labels, kwargs, options)
         # Looked up through the instance, not captured: copies of the model then run their own weights.
         if before is None:
             return type(self).forward(self, *args, **kwargs)
@@ -159,9 +168,10 @@ def _logps(
     labels: Tensor | None,
     shift_labels: Tensor | None,
     kwargs: dict[str, Any],
-    logits_dtype: torch.dtype | str | None,
-    budget: int | None,
+    options: HeadOptions,
 ) -> Tensor:
+    if not options.allow_unwrapped:
+        check_wrapped(model)
     if labels is not None and shift_labels is not None:
         raise ValueError("pass labels (unshifted) or shift_labels, not both")
     given = labels if labels is not None else shift_labels
@@ -169,7 +179,7 @@ def _logps(
     head = find_head(model)
     output = head.body(**arguments, use_cache=False)
     hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-    return _scattered_logps(head, hidden, given, labels is None, logits_dtype, budget)
+    return _scattered_logps(head, hidden, given, labels is None, options)
 
 
 # torch.compile would stop here anyway, to count the labels, and compile the head anew for every count.
@@ -179,8 +189,7 @@ def _scattered_logps(
     hidden: Tensor,
     labels: Tensor,
     shifted: bool,
-    logits_dtype: torch.dtype | str | None,
-    budget: int | None,
+    options: HeadOptions,
 ) -> Tensor:
     if tuple(hidden.shape[:2]) != tuple(labels.shape):
         raise ValueError(f"labels are {tuple(labels.shape)}, but the hidden states {tuple(hidden.shape)}")
@@ -192,8 +201,9 @@ def _scattered_logps(
         rows.target,
         logit_scale=head.logit_scale,
         softcap=head.softcap,
-        logits_dtype=logits_dtype,
-        budget=budget,
+        logits_dtype=options.logits_dtype,
+        tensor_parallel=options.tensor_parallel,
+        budget=options.budget,
     )
     places = label_places(rows, labels.shape[1], labels.shape[1], shifted=shifted)
     return logps.new_zeros(labels.numel()).index_copy(0, places.to(logps.device), logps).view(labels.shape)

@@ -15,6 +15,9 @@ Contract
   epochs needs, rounded up to whole rounds of ranks; epochs that need fewer have batches of several samples split.
 - Where not even one batch per sample fills the last round, the missing ones (fewer than `world_size`) repeat a sample
   as a *filler*: the index i is written as ~i (negative). It keeps the rank in step and must count for nothing.
+- `planned_ranks`, a multiple of `world_size`, plans for more ranks than there are: each of them then has, one after the
+  other, the batches of `planned_ranks / world_size` of the planned ones. With as many times more micro-batches per
+  optimizer step, the steps consist of the same samples. A run goes on so on fewer ranks.
 - With `shuffle`, every epoch visits all samples once in a new order.
 
 Filling: best-fit-decreasing inside shuffled windows of 512 samples. On long-tailed lengths it fills about 98 % of the
@@ -87,6 +90,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        planned_ranks: int | None = None,
         max_samples_per_batch: int | None = None,
         rows: Sequence[int] | None = None,
         row_budget: int | None = None,
@@ -102,20 +106,26 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.planned_ranks = world_size if planned_ranks is None else planned_ranks
         self.max_samples_per_batch = max_samples_per_batch
         self.shuffle = shuffle
         self.epoch = 0
         self._check(names)
         most = max(len(self._bins(epoch)) for epoch in range(num_epochs if shuffle else 1))
-        self._batches_per_rank = math.ceil(most / world_size)
+        self._rounds = math.ceil(most / self.planned_ranks)
 
     def _check(self, names: Sequence[object] | None) -> None:
         if not self.lengths:
             raise ValueError("there are no samples to make batches of; give a dataset with at least one sample")
-        if self.world_size > len(self.lengths):
+        if self.planned_ranks < 1 or self.planned_ranks % self.world_size:
             raise ValueError(
-                f"{self.world_size} ranks cannot share {len(self.lengths)} samples: every rank needs one of its own; "
-                "start fewer processes or give more samples"
+                f"batches planned for {self.planned_ranks} ranks cannot be dealt out to {self.world_size}: the number "
+                "of ranks must divide the planned one"
+            )
+        if self.planned_ranks > len(self.lengths):
+            raise ValueError(
+                f"{self.planned_ranks} ranks cannot share {len(self.lengths)} samples: every rank needs one of its "
+                "own; start fewer processes or give more samples"
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} does not exist among {self.world_size} ranks")
@@ -148,7 +158,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of this rank, the same for every rank and every epoch."""
-        return self._batches_per_rank
+        return self._rounds * (self.planned_ranks // self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.plan(self.epoch)[self.rank])
@@ -177,17 +187,17 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
     def plan(self, epoch: int) -> list[list[list[int]]]:
         """The batches of all ranks in one epoch: `plan(epoch)[rank][i]` is a list of indices, ~index for a filler."""
         bins = self._bins(epoch)
-        bins, fillers = self._widen(bins, self._batches_per_rank * self.world_size)
+        bins, fillers = self._widen(bins, self._rounds * self.planned_ranks)
         # Neighbours after sorting are alike in size: they form a round, one batch per rank.
         bins.sort(key=lambda batch: -sum(self.lengths[i] for i in batch))
-        rounds = [bins[i : i + self.world_size] for i in range(0, len(bins), self.world_size)]
+        rounds = [bins[i : i + self.planned_ranks] for i in range(0, len(bins), self.planned_ranks)]
         if self.shuffle:
             self._random(epoch, "rounds").shuffle(rounds)
         # Fillers complete the round that is one short, wherever the shuffle has put it.
         for round in rounds:
-            while len(round) < self.world_size:
+            while len(round) < self.planned_ranks:
                 round.append(fillers.pop())
-        return [[round[rank] for round in rounds] for rank in range(self.world_size)]
+        return [[batch for round in rounds for batch in round[r :: self.world_size]] for r in range(self.world_size)]
 
     def _widen(self, bins: list[list[int]], wanted: int) -> tuple[list[list[int]], list[list[int]]]:
         """Split batches of several samples, largest first, until there are `wanted`; then make fillers."""

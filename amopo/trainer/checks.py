@@ -2,8 +2,8 @@
 
 Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
 suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
-over data. `embedding_rows(model)` is the number of token ids that the model knows, `position_limit(model)` the number
-of positions.
+over data, for FSDP1, and for clipping that DeepSpeed would do its own way. `embedding_rows(model)` is the number of
+token ids that the model knows, `position_limit(model)` the number of positions.
 """
 
 from __future__ import annotations
@@ -53,6 +53,19 @@ def check_parallelism(trainer: Any) -> None:
     for kind, size in sizes.items():
         if size > 1:
             raise ValueError(f"AMoPOTrainer does not support {kind} parallelism (size {size}); use data parallelism")
+    if trainer.is_deepspeed_enabled:
+        config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+        if "gradient_clipping" not in config and trainer.args.max_grad_norm != 1.0:
+            raise ValueError(
+                f"max_grad_norm={trainer.args.max_grad_norm} would be ignored: DeepSpeed clips at 1.0 where its "
+                'configuration says nothing; put "gradient_clipping": "auto" into it'
+            )
+    fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2:
+        raise ValueError(
+            "FSDP1 is not supported; use FSDP2: fsdp_version: 2 in accelerate's configuration, or "
+            'fsdp_config={"version": 2}'
+        )
 
 
 def embedding_rows(model: nn.Module) -> int:

@@ -132,6 +132,8 @@ class AMoPOConfig(TrainingArguments):
                 f"num_train_epochs={self.num_train_epochs} with max_steps={self.max_steps} trains nothing; set one of "
                 "them above 0"
             )
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = self.fsdp.lower() == "true"  # text from a flag or a file, which transformers would not know
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16=True has no effect on a CPU, it would train in fp32; leave it out or use bf16=True")

@@ -27,7 +27,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from amopo.packing import attention
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
 from amopo.packing.support import check_packed_row, check_packing_support, check_position_ids
+from amopo.trainer.wrapping import check_wrapped
 from amopo_kernels.gather import gather_rows
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,15 @@ def _why_not_tried(owner: nn.Module, body: nn.Module, *, has_own_flash: bool) ->
     return None
 
 
+class HeadOptions(NamedTuple):
+    """The keyword arguments of `patch_forward` and `amopo.patch`."""
+
+    logits_dtype: torch.dtype | str | None
+    budget: int | None
+    tensor_parallel: Any
+    allow_unwrapped: bool
+
+
 class PackedForward:
     """The handle of a replaced forward; a context manager that removes it at the end."""
 
@@ -119,14 +129,23 @@ class PackedForward:
 
 
 def patch_forward(
-    model: nn.Module, *, logits_dtype: torch.dtype | str | None = None, budget: int | None = None
+    model: nn.Module,
+    *,
+    logits_dtype: torch.dtype | str | None = None,
+    budget: int | None = None,
+    tensor_parallel: Any = None,
+    allow_unwrapped: bool = False,
 ) -> PackedForward:
     """Teach `model`'s forward the argument `amopo_layout`, and its layers the attention over a packed row.
 
     Args:
         model: a transformers causal LM, bare or wrapped by PEFT or DDP.
         logits_dtype, budget: as in `amopo.linear_logprobs`.
+        tensor_parallel: the process group whose ranks hold rows of the lm_head, where it is sharded so by hand or by
+            `parallelize_module`; transformers' own tensor parallelism is recognised.
+        allow_unwrapped: on several ranks, run outside of wrappers too: gradients are reduced by other means.
     """
+    options = HeadOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
     owner = causal_lm(model)
     check_packing_support(model if hasattr(model, "peft_config") else owner)
     body = find_head(owner).body
@@ -141,7 +160,7 @@ def patch_forward(
         else:
             device = body.get_input_embeddings().weight.device
             check_packed_row(body, vocab_size=text_config(owner).vocab_size, device=device, shares=before is not None)
-            if runs_alone(owner):
+            if runs_alone(owner) and tensor_parallel is None:
                 check_head(owner)
     except BaseException:
         if before is not None and not was_installed:
@@ -151,7 +170,7 @@ def patch_forward(
 
     def forward(self: nn.Module, *args: Any, amopo_layout: TreeLayout | None = None, **kwargs: Any) -> Any:
         if amopo_layout is not None:
-            return _packed_forward(self, amopo_layout, args, kwargs, logits_dtype, budget)
+            return _packed_forward(self, amopo_layout, args, kwargs, options)
         # Looked up through the instance, not captured: copies of the model then run their own weights.
         if previous is None:
             return type(self).forward(self, *args, **kwargs)
@@ -217,9 +236,10 @@ def _packed_forward(
     layout: TreeLayout,
     args: tuple,
     kwargs: dict[str, Any],
-    logits_dtype: torch.dtype | str | None,
-    budget: int | None,
+    options: HeadOptions,
 ) -> Tensor:
+    if not options.allow_unwrapped:
+        check_wrapped(model)
     input_ids, position_ids = _packed_arguments(args, kwargs, layout, model)
     head = find_head(model)
     output = head.body(
@@ -229,14 +249,12 @@ def _packed_forward(
         **_attention_arguments(model, layout, input_ids.device),
     )
     hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-    return _row_logps(head, hidden, layout, logits_dtype, budget)
+    return _row_logps(head, hidden, layout, options)
 
 
 # torch.compile would compile the head anew for every number of rows, and there is nothing left in it to fuse.
 @torch.compiler.disable
-def _row_logps(
-    head: Head, hidden: Tensor, layout: TreeLayout, logits_dtype: torch.dtype | str | None, budget: int | None
-) -> Tensor:
+def _row_logps(head: Head, hidden: Tensor, layout: TreeLayout, options: HeadOptions) -> Tensor:
     hidden = hidden.reshape(-1, hidden.shape[-1])
     rows = hidden.index_select(0, layout.row_index) if layout.rows is None else gather_rows(hidden, layout.rows)
     return head_logps(
@@ -245,8 +263,9 @@ def _row_logps(
         layout.row_target,
         logit_scale=head.logit_scale,
         softcap=head.softcap,
-        logits_dtype=logits_dtype,
-        budget=budget,
+        logits_dtype=options.logits_dtype,
+        tensor_parallel=options.tensor_parallel,
+        budget=options.budget,
     )
 
 

@@ -30,6 +30,7 @@ class Loaders:
         self.positions = positions
         self._tables: dict[int, SampleTable] = {}
         self._train_sampler: TokenBudgetBatchSampler | None = None
+        self.planned_ranks = args.world_size
 
     def add(self, dataset: Sequence[TokenizedSample], name: str) -> SampleTable:
         """Check a dataset, called `name` in messages, and keep its table."""
@@ -51,9 +52,10 @@ class Loaders:
             orientation=self.args.orientation,
         )
 
-    def plan_run(self) -> None:
-        """Plan the training batches anew, for the arguments as they are now."""
+    def plan_run(self, planned_ranks: int | None = None) -> None:
+        """Plan the training batches anew, for the arguments as they are now, and for a run of so many ranks."""
         self._train_sampler = None
+        self.planned_ranks = self.args.world_size if planned_ranks is None else planned_ranks
 
     def training(self, table: SampleTable) -> PackedLoader:
         """Shuffled batches, the same number in every planned epoch."""
@@ -65,6 +67,7 @@ class Loaders:
                 max_steps=args.max_steps,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
                 seed=args.seed if args.data_seed is None else args.data_seed,
+                planned_ranks=self.planned_ranks,
                 **self._limits(),
             )
         return self._loader(table, self._train_sampler)

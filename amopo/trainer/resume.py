@@ -9,6 +9,8 @@ raises one ValueError that lists every setting that differs, with its old and ne
 start those anew and say nothing. `latest_checkpoint(directory)` finds the newest checkpoint that is complete: a run
 that was killed while saving leaves a broken one behind.
 
+A run may go on with fewer ranks, where the samples of each step stay the same (see `amopo.trainer.ranks`).
+
 Not part of the identity: what changes rounding at most (`head_budget`, gradient checkpointing), and where and how often
 is logged, evaluated and saved. Other versions than those recorded are logged as a warning.
 """
@@ -28,6 +30,8 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import nn
+
+from amopo.trainer.ranks import comparable, ranks_of, with_plan
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,6 @@ SETTINGS = (
     "logits_dtype",
     "seed",
     "data_seed",
-    "gradient_accumulation_steps",
     "num_train_epochs",
     "max_steps",
     "learning_rate",
@@ -70,7 +73,6 @@ SETTINGS = (
     "neftune_noise_alpha",
     "bf16",
     "fp16",
-    "world_size",
     "save_only_model",
     "ignore_data_skip",
 )
@@ -84,9 +86,14 @@ def run_record(
     num_samples: int,
     model_class: str,
     model: Mapping[str, Any] | None = None,
+    planned_ranks: int | None = None,
 ) -> dict[str, Any]:
-    """Settings, data, model (as `model_identity` gives it) and versions of a run, as plain JSON values."""
+    """Settings, data, model (as `model_identity` gives it) and versions of a run, as plain JSON values.
+
+    `planned_ranks`: of the run that this one continues, where it had more ranks.
+    """
     settings = {name: _plain(getattr(args, name)) for name in SETTINGS if hasattr(args, name)}
+    settings |= ranks_of(args, planned_ranks)
     settings["data_fingerprint"] = data_fingerprint
     settings["num_samples"] = num_samples
     settings["model_class"] = model_class
@@ -136,10 +143,10 @@ def check_same_run(checkpoint: str | os.PathLike, record: dict[str, Any], *, ran
             f"cannot resume from {str(checkpoint)!r}: {RUN_FILE} is missing or broken, so it is not known how this "
             "checkpoint was made; start a new run from its weights instead"
         )
-    old, new = old_record["settings"], record["settings"]
+    old, new = with_plan(old_record["settings"]), with_plan(record["settings"])
     old_versions = old_record.get("versions", {})
     changed = {name for name, version in record["versions"].items() if old_versions.get(name, version) != version}
-    different = list(_differences(old, new, lenient=bool(changed & {"transformers", "peft"})))
+    different = list(_differences(comparable(old), comparable(new), lenient=bool(changed & {"transformers", "peft"})))
     if different:
         lines = [f"  {name}: {_shown(before)} in the checkpoint, {_shown(now)} now" for name, before, now in different]
         raise ValueError(
@@ -158,6 +165,13 @@ def check_same_run(checkpoint: str | os.PathLike, record: dict[str, Any], *, ran
             f"cannot resume from {str(checkpoint)!r}: {', '.join(problems)}, and without them the run would go on "
             "differently; resume from another checkpoint (save with save_only_model=False), or start a new run from "
             "its weights"
+        )
+    if old["world_size"] != new["world_size"]:
+        logger.warning(
+            "resuming on %d ranks a run of %d: the samples of each step stay the same, but random states (dropout) are "
+            "kept per rank and start anew",
+            new["world_size"],
+            old["world_size"],
         )
     for package in sorted(changed):
         now, before = record["versions"][package], old_versions[package]
@@ -252,6 +266,12 @@ def latest_checkpoint(directory: str | os.PathLike, *, rank: int | None = None) 
             return path
         logger.warning("skipping %s: it is incomplete (%s)", path, ", ".join(problems))
     raise ValueError(f"no complete checkpoint in {str(directory)!r}; train without resuming, or give another folder")
+
+
+def read_settings(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The recorded settings of a checkpoint, or None."""
+    record = _read_record(Path(folder))
+    return None if record is None else record["settings"]
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:

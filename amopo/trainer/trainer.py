@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from amopo.fused_loss import loss_from_logps
@@ -41,6 +41,7 @@ from amopo.packing.sample import TokenizedSample
 from amopo.packing.unpack import samples_of
 from amopo.preference_loss import FusedLoss
 from amopo.trainer.batches import PackCollator, PackedLoader
+from amopo.trainer.checkpoint_loading import CheckpointLoading
 from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
 from amopo.trainer.forward import causal_lm, patch_forward
@@ -49,10 +50,19 @@ from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
 from amopo.trainer.peak_memory import peak_memory_gib
-from amopo.trainer.resume import check_same_run, check_weight_names, latest_checkpoint, run_record, write_run_record
+from amopo.trainer.ranks import ranks_to_plan_for
+from amopo.trainer.resume import (
+    check_same_run,
+    check_weight_names,
+    latest_checkpoint,
+    read_settings,
+    run_record,
+    write_run_record,
+)
 from amopo.trainer.run_log import RunLog
 from amopo.trainer.samples import SampleTable
 from amopo.trainer.self_check import compare_with_separate_forwards
+from amopo.trainer.wrapping import is_sharded
 
 EVALUATION_STEP = 0
 SELF_CHECK_SAMPLES = 2
@@ -60,7 +70,7 @@ logger = logging.getLogger(__name__)
 LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
 
 
-class AMoPOTrainer(Trainer):
+class AMoPOTrainer(CheckpointLoading):
     """Adaptive multi-objective preference optimisation of a causal LM."""
 
     # The loss is normalised over the whole optimizer step already. transformers >= 5.19 reads this; older versions
@@ -221,6 +231,13 @@ class AMoPOTrainer(Trainer):
 
     # ---- evaluation ----
 
+    @property
+    def evaluates_after_train_only(self) -> bool:
+        """Whether the model waits for train() to shard it, so that `evaluate` would raise now."""
+        if self.is_deepspeed_enabled:
+            return self.deepspeed is None
+        return self.is_fsdp_enabled and not is_sharded(self.model_wrapped)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss and metrics over a dataset; see `Trainer.evaluate`."""
         self._clock.pause()
@@ -238,8 +255,11 @@ class AMoPOTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Exact means over the samples of all ranks, through the forward that training uses."""
-        if self.is_deepspeed_enabled and not self.is_in_train:
-            raise ValueError("evaluation under DeepSpeed works during training only; set eval_strategy")
+        if self.evaluates_after_train_only:
+            raise ValueError(
+                "DeepSpeed and FSDP shard the model when train() begins, and it cannot be evaluated before; set "
+                "eval_on_start=True for an evaluation ahead of the first step"
+            )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         model = self.model_wrapped if sharded else self.model
         was_training = model.training
@@ -268,18 +288,22 @@ class AMoPOTrainer(Trainer):
         Raises:
             ValueError: no train_dataset, no complete checkpoint, or one of a run with other settings, data or model.
         """
-        self._loaders.plan_run()
+        rank = self.args.process_index if self.args.save_on_each_node else None
+        planned_ranks = None
+        if resume_from_checkpoint:
+            # Where every node keeps checkpoints of its own, the other nodes' random states are not here.
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = latest_checkpoint(self.args.output_dir, rank=rank)
+            planned_ranks = ranks_to_plan_for(read_settings(resume_from_checkpoint), self.args)
+        self._loaders.plan_run(planned_ranks)
         self.get_train_dataloader()
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError("no parameter of the model requires a gradient; nothing would be trained")
         if resume_from_checkpoint:
-            # Where every node keeps checkpoints of its own, the other nodes' random states are not here.
-            rank = self.args.process_index if self.args.save_on_each_node else None
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = latest_checkpoint(self.args.output_dir, rank=rank)
             check_same_run(resume_from_checkpoint, self.run_record(), rank=rank)
             check_weight_names(resume_from_checkpoint, self.model)
             resume_from_checkpoint = str(resume_from_checkpoint)
+            self.fit_checkpoint(resume_from_checkpoint)
         if self.args.self_check:
             self._check_first_batch()
         if self.args.should_save:
@@ -290,6 +314,11 @@ class AMoPOTrainer(Trainer):
 
     def _check_first_batch(self) -> None:
         """Raise if, for the first samples of this rank's first batch, the packed row is not exact."""
+        if not all(p.numel() > 0 and not p.is_meta for p in self.model.parameters()) or is_sharded(self.model):
+            raise ValueError(
+                "self_check runs separate forwards of a whole model, and this one is sharded already: check it once on "
+                "one process (max_steps=1), then train with self_check=False"
+            )
         inputs = next(iter(self._loaders.training(self._train_table)))
         batch = PackedBatch(
             inputs["input_ids"], inputs["position_ids"], inputs["amopo_layout"], inputs["amopo_sample_ids"]
@@ -313,6 +342,7 @@ class AMoPOTrainer(Trainer):
             num_samples=len(self._train_table.lengths),
             model_class=type(causal_lm(self.model)).__name__,
             model=self._identity,
+            planned_ranks=self._loaders.planned_ranks,
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

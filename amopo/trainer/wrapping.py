@@ -1,0 +1,52 @@
+"""Whether something will bring the ranks' gradients together.
+
+Contract
+--------
+`check_wrapped(model)` is called in the forward of a causal LM. In a group of several ranks, with gradients enabled, it
+raises unless that forward runs inside DistributedDataParallel, or the model's parameters are sharded (FSDP, tensor
+parallelism), or DeepSpeed runs in this process, which reduces gradients in its engine's own backward. Calling the
+module that a wrapper holds (`ddp.module(...)`, `accelerator.unwrap_model(model)(...)`) trains every rank alone, and
+nothing else would say so: the loss falls, and the ranks' weights drift apart.
+
+It looks at objects in memory only; no communication.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def check_wrapped(model: nn.Module) -> None:
+    """Raise RuntimeError where the gradients of this forward would stay on their rank."""
+    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    if DistributedDataParallel._get_active_ddp_module() is not None:
+        return
+    if _deepspeed_runs() or is_sharded(model):
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    raise RuntimeError(
+        f"{type(model).__name__} runs on {dist.get_world_size()} ranks outside of any wrapper, so that nothing would "
+        "reduce its gradients and every rank would train alone: call the wrapper itself (DistributedDataParallel, what "
+        "accelerator.prepare returned), not what it wraps (.module, unwrap_model). Where you reduce gradients "
+        "yourself, say so with patch_forward(model, allow_unwrapped=True)"
+    )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP or tensor parallelism keeps the model's weights in pieces."""
+    # Both FSDPs mark every module that they manage; a DTensor belongs to FSDP2 or to tensor parallelism.
+    if getattr(model, "_is_fsdp_managed_module", False):
+        return True
+    return any(hasattr(parameter, "placements") for parameter in model.parameters())
+
+
+def _deepspeed_runs() -> bool:
+    comm = sys.modules.get("deepspeed.comm.comm")
+    return getattr(comm, "cdb", None) is not None

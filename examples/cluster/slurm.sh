@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# 4 nodes of 8 A100, as in the paper, with ZeRO-3:  sbatch examples/cluster/slurm.sh
+# Another engine or other settings:                 ENGINE=fsdp2 sbatch examples/cluster/slurm.sh --learning-rate 5e-7
+#SBATCH --job-name=amopo
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+set -euo pipefail
+engine=${ENGINE:-zero3}
+case $engine in
+  ddp) options=() ;;
+  zero2 | zero3 | zero3_offload) options=(--deepspeed "examples/cluster/$engine.json") ;;
+  fsdp2) options=(--fsdp true --fsdp-config examples/cluster/fsdp2.json) ;;
+  *) echo "unknown engine $engine" >&2; exit 2 ;;
+esac
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# torchrun ends all ranks with an error when one dies; srun then ends the other nodes.
+exec srun --kill-on-bad-exit=1 torchrun \
+  --nnodes "$SLURM_NNODES" --nproc-per-node 8 \
+  --rdzv-backend c10d --rdzv-endpoint "$head:29500" --rdzv-id "$SLURM_JOB_ID" \
+  -m amopo train --config examples/cluster/paper.yaml "${options[@]}" "$@"

@@ -1,0 +1,161 @@
+"""One sequence over two ranks, and one vocabulary over two ranks; a worker of torchrun.
+
+    torchrun --nproc-per-node 2 pieces.py OUTPUT_DIR
+
+Every rank writes NAME-RANK.pt with what its case gave.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import tiny_runs
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from amopo import fused_loss, loss_from_logps, pack
+from amopo.packing.shard import shard
+from amopo.trainer import patch_forward
+
+SETTINGS = {
+    "gaussian": {"weights": "gaussian"},
+    "sum": {"weights": "mean", "pooled": "sum"},
+    "simpo": {"objective": "simpo", "weights": "uniform", "gamma": 0.3},
+}
+LOSS = {"beta": 2.0, "seed": 3, "step": 5}
+
+
+def batch(multiple=2):
+    return pack(tiny_runs.samples(5, num_objectives=3), sharing="tree", pad_to_multiple_of=multiple)
+
+
+def log_probs(layout):
+    return -torch.rand(len(layout.row_index), generator=torch.Generator().manual_seed(0)) * 3
+
+
+def of_sequences(rank: int, size: int) -> dict:
+    """The loss from log-probs of which each rank has those of its piece of the row."""
+    whole, group = batch(), dist.group.WORLD
+    part = shard(whole, rank, size)
+    width = whole.input_ids.shape[1] // size
+    mine = (whole.layout.row_index >= rank * width) & (whole.layout.row_index < (rank + 1) * width)
+    results = {}
+    for name, settings in SETTINGS.items():
+        logps = log_probs(whole.layout)[mine].requires_grad_()
+        result = loss_from_logps(
+            logps, part.layout, sample_ids=whole.sample_ids, sequence_parallel=group, **LOSS, **settings
+        )
+        result.loss.backward()
+        results[name] = {
+            "loss": result.loss.detach(), "alphas": result.weights, "sigma": result.metrics["amopo/sigma"],
+            "lengths": result.lengths, "gradient": logps.grad, "mine": mine,
+        }  # fmt: skip
+    # A source of weights that every rank draws for itself.
+    torch.manual_seed(rank)
+    drawn = loss_from_logps(
+        log_probs(whole.layout)[mine], part.layout, sample_ids=whole.sample_ids, sequence_parallel=group, **LOSS,
+        weights=lambda stats: torch.rand_like(stats.mean),
+    )  # fmt: skip
+    return results | {"drawn": drawn.weights}
+
+
+def of_vocabulary(rank: int, size: int) -> dict:
+    """A model whose lm_head is cut into rows, by hand and as a DTensor; and placements that cannot be right."""
+    results = {}
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    for kind in ("by hand", "dtensor"):
+        model = tiny_runs.qwen2(tie_word_embeddings=False)
+        weight = model.lm_head.weight.detach()
+        if kind == "by hand":
+            model.lm_head.weight = nn.Parameter(weight.chunk(size)[rank].clone())
+        else:
+            model.lm_head.weight = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
+        patch_forward(model, tensor_parallel=mesh.get_group(), allow_unwrapped=True)
+        part = batch()
+        logps = model(input_ids=part.input_ids, position_ids=part.position_ids, amopo_layout=part.layout)
+        result = loss_from_logps(logps, part.layout, sample_ids=part.sample_ids, **LOSS)
+        result.loss.backward()
+        results[kind] = {
+            "loss": result.loss.detach(),
+            "gradients": {
+                name: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+                for name, p in model.named_parameters()
+            },
+        }
+    results["refusals"] = {
+        name: refusal(weight, mesh, placement, named)
+        for name, placement, named in (
+            ("no group", Shard(0), False),
+            ("columns", Shard(1), True),
+            ("replicas", Replicate(), True),
+        )
+    }
+    uneven = nn.Linear(32, 63, bias=False)
+    uneven.weight = nn.Parameter(distribute_tensor(uneven.weight.detach(), mesh, [Shard(0)]))
+    results["refusals"]["uneven"] = message_of(lambda: loss_through(uneven, mesh.get_group()))
+    return results
+
+
+def refusal(weight, mesh, placement, named) -> str:
+    head = nn.Linear(*weight.shape[::-1], bias=False)
+    head.weight = nn.Parameter(distribute_tensor(weight, mesh, [placement]))
+    return message_of(lambda: loss_through(head, mesh.get_group() if named else None))
+
+
+def loss_through(head, group):
+    part = batch()
+    hidden = torch.randn(part.input_ids.shape[1], 32)
+    return fused_loss(hidden, head, layout=part.layout, tensor_parallel=group, **LOSS)
+
+
+def message_of(call) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def of_model_in_transformers_hands(rank: int, size: int, folder: Path) -> dict:
+    """transformers' own tensor parallelism, head included."""
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    model = AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(tp_size=size))
+    patch_forward(model)
+    part = batch()
+    logps = model(input_ids=part.input_ids, position_ids=part.position_ids, amopo_layout=part.layout)
+    result = loss_from_logps(logps, part.layout, sample_ids=part.sample_ids, **LOSS)
+    result.loss.backward()
+    gradients = {
+        name: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for name, p in model.named_parameters()
+    }
+    return {"loss": result.loss.detach(), "gradients": gradients, "head": type(model.lm_head.weight.data).__name__}
+
+
+def unwrapped() -> str:
+    model = tiny_runs.qwen2()
+    patch_forward(model)
+    part = batch()
+    call = {"input_ids": part.input_ids, "position_ids": part.position_ids, "amopo_layout": part.layout}
+    with torch.no_grad():
+        model(**call)  # evaluation needs no wrapper
+    return message_of(lambda: model(**call))
+
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1])
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    torch.save(of_sequences(rank, size), directory / f"sequences-{rank}.pt")
+    torch.save(of_vocabulary(rank, size), directory / f"vocabulary-{rank}.pt")
+    torch.save({"message": unwrapped()}, directory / f"unwrapped-{rank}.pt")
+    torch.save(of_model_in_transformers_hands(rank, size, directory / "model"), directory / f"transformers-{rank}.pt")
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,134 @@
+"""A sequence, or a vocabulary, in pieces on two ranks gives the loss and the gradients of the whole."""
+
+from __future__ import annotations
+
+import re
+
+import pieces
+import pytest
+import tiny_runs
+import torch
+from launch import run_ranks
+
+from amopo import loss_from_logps
+from amopo.packing.shard import shard
+from amopo.trainer import patch_forward
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(200)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pieces")
+    tiny_runs.qwen2(tie_word_embeddings=False).save_pretrained(directory / "model")
+    run_ranks("pieces.py", directory, timeout=150)
+    return lambda name: [torch.load(directory / f"{name}-{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", pieces.SETTINGS)
+def test_sequences_in_pieces_give_loss_weights_and_gradients_of_the_whole(name, ranks):
+    whole = pieces.batch()
+    logps = pieces.log_probs(whole.layout).requires_grad_()
+    expected = loss_from_logps(logps, whole.layout, sample_ids=whole.sample_ids, **pieces.LOSS, **pieces.SETTINGS[name])
+    expected.loss.backward()
+    gradient = torch.zeros_like(logps)
+    for rank in ranks("sequences"):
+        got = rank[name]
+        torch.testing.assert_close(got["loss"], expected.loss.detach(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(got["alphas"], expected.weights, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got["sigma"], expected.metrics["amopo/sigma"], rtol=1e-5, atol=1e-6)
+        assert got["lengths"].equal(expected.lengths)
+        assert 0 < int(got["mine"].sum()) < len(logps)
+        gradient[got["mine"]] = got["gradient"]
+    torch.testing.assert_close(gradient, logps.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_ranks_of_a_sequence_have_the_same_weights_to_the_bit(ranks):
+    first, second = ranks("sequences")
+    for name in pieces.SETTINGS:
+        assert first[name]["alphas"].equal(second[name]["alphas"])
+    assert first["drawn"].equal(second["drawn"]), "weights that every rank draws for itself"
+
+
+@pytest.mark.parametrize("kind", ["by hand", "dtensor"])
+def test_vocabulary_in_pieces_gives_loss_and_gradients_of_the_whole(kind, ranks):
+    loss, gradients = single()
+    for rank, got in enumerate(got[kind] for got in ranks("vocabulary")):
+        torch.testing.assert_close(got["loss"], loss, rtol=1e-5, atol=1e-6)
+        for name, gradient in gradients.items():
+            found = got["gradients"][name]
+            wanted = gradient.chunk(2)[rank] if found.shape != gradient.shape else gradient
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_tensor_parallelism_of_transformers_gives_loss_and_gradients_of_the_whole(ranks):
+    loss, gradients = single()
+    for got in ranks("transformers"):
+        assert got["head"] == "DTensor"
+        torch.testing.assert_close(got["loss"], loss, rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(got["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def single():
+    model = tiny_runs.qwen2(tie_word_embeddings=False)
+    patch_forward(model)
+    part = pieces.batch()
+    logps = model(input_ids=part.input_ids, position_ids=part.position_ids, amopo_layout=part.layout)
+    loss = loss_from_logps(logps, part.layout, sample_ids=part.sample_ids, **pieces.LOSS).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("no group", r"placements \(Shard\(0\),\).*call the model through the object that shards it.*tensor_parallel="),
+        ("columns", r"placements \(Shard\(1\),\).*make the head column-parallel"),
+        ("replicas", r"placements \(Replicate,\).*make the head column-parallel"),
+        ("uneven", "63 does not divide into 2 shards of one size.*pad_to_multiple_of=2"),
+    ],
+)
+def test_heads_sharded_in_a_way_that_cannot_be_right_are_refused(kind, message, ranks):
+    for rank in ranks("vocabulary"):
+        refusal = rank["refusals"][kind]
+        assert refusal.startswith("ValueError") and re.search(message, refusal), refusal
+
+
+def test_training_the_module_inside_a_wrapper_is_refused(ranks):
+    for rank in ranks("unwrapped"):
+        assert rank["message"].startswith("RuntimeError: Qwen2ForCausalLM runs on 2 ranks outside of any wrapper")
+        assert "call the wrapper itself" in rank["message"]
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_pieces_of_a_row_hold_every_response_token_once(size):
+    whole = pieces.batch(multiple=size)
+    layout = whole.layout
+    fan = torch.arange(int(layout.offsets[-1])) if layout.fan_out is None else layout.fan_out
+    targets = [
+        sorted(layout.row_target[fan[a:b]].tolist())
+        for a, b in zip(layout.offsets[:-1].tolist(), layout.offsets[1:].tolist())
+    ]
+    found = [[] for _ in targets]
+    tokens = 0
+    for rank in range(size):
+        part = shard(whole, rank, size)
+        tokens += part.layout.num_tokens
+        fan = torch.arange(len(part.layout.row_target)) if part.layout.fan_out is None else part.layout.fan_out
+        for number, (a, b) in enumerate(zip(part.layout.offsets[:-1].tolist(), part.layout.offsets[1:].tolist())):
+            found[number] += part.layout.row_target[fan[a:b]].tolist()
+    assert [sorted(part) for part in found] == targets and tokens == layout.num_tokens
+
+
+def test_pieces_that_cannot_be_right_are_refused():
+    whole = pieces.batch(multiple=2)
+    with pytest.raises(ValueError, match="does not divide over 7 ranks; pack\\(pad_to_multiple_of=7\\)"):
+        shard(pieces.batch(multiple=8), 0, 7)
+    with pytest.raises(ValueError, match="rank 2 does not exist"):
+        shard(whole, 2, 2)
+    logps = pieces.log_probs(whole.layout)
+    with pytest.raises(ValueError, match="sequence_parallel needs step="):
+        loss_from_logps(logps, whole.layout, sample_ids=whole.sample_ids, sequence_parallel=object())
+    with pytest.raises(ValueError, match="sequence_parallel needs sample_ids"):
+        loss_from_logps(logps, whole.layout, step=1, sequence_parallel=object())
