@@ -1,0 +1,152 @@
+"""The fused DPO stage gives LLaMA-Factory's own losses and gradients, and stores no logits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
+
+from llamafactory.hparams import FinetuningArguments  # noqa: E402
+
+from amopo.integrations.llamafactory.dpo import FusedDPOTrainer, _CustomDPOTrainer  # noqa: E402
+from amopo.integrations.llamafactory.forward import label_logps, patch_logps  # noqa: E402
+
+CASES = {
+    "dpo": {"pref_loss": "sigmoid"},
+    "dpo, smoothed": {"pref_loss": "sigmoid", "dpo_label_smoothing": 0.2},
+    "dpo with an sft term": {"pref_loss": "sigmoid", "pref_ftx": 0.5},
+    "dpo, length-desensitised": {"pref_loss": "sigmoid", "ld_alpha": 0.3},
+    "hinge": {"pref_loss": "hinge"},
+    "ipo": {"pref_loss": "ipo"},
+    "simpo": {"pref_loss": "simpo", "simpo_gamma": 0.7, "pref_beta": 2.0},
+    "orpo": {"pref_loss": "orpo"},
+}
+
+
+def loss_of(trainer, batch):
+    trainer.model.train()
+    return trainer.get_batch_loss_metrics(trainer.model, {k: v.clone() for k, v in batch.items()})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_gradients_and_metrics_are_those_of_llamafactory(case, make_model, make_batch, make_trainer, gradients):
+    arguments = FinetuningArguments(stage="dpo", finetuning_type="full", **CASES[case])
+    batch, results = make_batch(6), {}
+    for trainer_class in (_CustomDPOTrainer, FusedDPOTrainer):
+        model = make_model()
+        ref_model = make_model(seed=3) if arguments.use_ref_model else None
+        trainer = make_trainer(trainer_class, arguments, model=model, ref_model=ref_model)
+        loss, metrics = loss_of(trainer, batch)
+        loss.backward()
+        results[trainer_class] = loss.item(), metrics, gradients(model)
+    (own, own_metrics, own_gradients), (fused, metrics, fused_gradients) = results.values()
+
+    assert fused == pytest.approx(own, abs=1e-5, rel=1e-5)
+    assert fused_gradients.keys() == own_gradients.keys() and own_gradients
+    for name, expected in own_gradients.items():
+        assert (fused_gradients[name] - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max()), name
+    assert max(g.abs().max() for g in own_gradients.values()) > 1e-3  # there is something to compare
+    assert metrics == pytest.approx(
+        {name: value for name, value in own_metrics.items() if "logits/" not in name}, abs=1e-4, rel=1e-5
+    )
+
+
+def test_an_adapter_is_its_own_reference_model(make_model, make_batch, make_trainer, gradients):
+    from peft import LoraConfig, get_peft_model
+
+    arguments = FinetuningArguments(stage="dpo", finetuning_type="lora", pref_loss="sigmoid")
+    results = []
+    for trainer_class in (_CustomDPOTrainer, FusedDPOTrainer):
+        model = get_peft_model(
+            make_model(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        )
+        torch.manual_seed(4)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        trainer = make_trainer(trainer_class, arguments, model=model)
+        loss, metrics = loss_of(trainer, make_batch(6))
+        loss.backward()
+        results.append((loss.item(), metrics["rewards/margins"], gradients(model)))
+    (own, own_margin, own_gradients), (fused, margin, fused_gradients) = results
+
+    assert fused == pytest.approx(own, abs=1e-5, rel=1e-5)
+    assert abs(own_margin) > 1e-3 and margin == pytest.approx(own_margin, abs=1e-4, rel=1e-4)
+    assert own_gradients and all("lora" in name for name in own_gradients)
+    for name, expected in own_gradients.items():
+        assert (fused_gradients[name] - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max()), name
+
+
+def test_no_tensor_of_logits_is_made(make_batch, make_model):
+    model, batch = make_model(), make_batch(6)
+    patch_logps(model)
+    labels = batch.pop("labels")
+    assert _has_logits(lambda: model(**batch).logits, labels)
+    assert not _has_logits(lambda: label_logps(model, batch, labels), labels)
+
+
+def _has_logits(call, labels):
+    """Whether a call made a tensor with a vocabulary for every position."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
+            return result
+
+    with Watch():
+        call()
+    return max(sizes) >= labels.numel() * 97
+
+
+def test_plain_calls_and_generation_are_untouched(make_model, make_batch):
+    model, batch = make_model().eval(), make_batch(4)
+    before = model(input_ids=batch["input_ids"]).logits
+    handle = patch_logps(model)
+    assert torch.equal(model(input_ids=batch["input_ids"]).logits, before)
+    assert model.generate(batch["input_ids"][:1], max_new_tokens=2, do_sample=False).shape[1] == 15
+    assert patch_logps(model) is handle
+    handle.remove()
+    assert "forward" not in model.__dict__
+    handle.remove()
+
+
+def test_a_copy_of_a_patched_model_runs_its_own_weights(make_model, make_batch):
+    model, batch = make_model(), make_batch(4)
+    patch_logps(model)
+    labels = batch.pop("labels")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2.0)
+    ours, theirs = label_logps(model, batch, labels)[0], label_logps(other, batch, labels)[0]
+    assert (ours - theirs).abs().max() > 1e-2
+
+
+def test_an_adapter_on_the_head_is_refused_by_name(make_model, make_trainer):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make_model(), LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+    arguments = FinetuningArguments(stage="dpo", finetuning_type="lora", pref_loss="simpo")
+    with pytest.raises(ValueError, match="lm_head.*adapter"):
+        make_trainer(FusedDPOTrainer, arguments, model=model)
+
+
+def test_a_head_that_does_more_than_a_product_is_refused(make_model, make_trainer):
+    model = make_model()
+    forward = type(model).forward
+
+    def scaled(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    model.forward = scaled.__get__(model)
+    arguments = FinetuningArguments(stage="dpo", finetuning_type="full", pref_loss="simpo")
+    with pytest.raises(ValueError, match="logits in a way that is not supported"):
+        make_trainer(FusedDPOTrainer, arguments, model=model)
