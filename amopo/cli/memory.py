@@ -8,4 +8,5 @@ DESCRIPTION = "What a training step takes on one GPU: computed from sizes, simul
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("amopo.cli.memory_plan", "memory by phase, computed from the model's sizes; what fits, and what would"),
     "simulate": ("amopo.cli.memory_simulate", "the model's own code on tensors without storage, against the plan"),
+    "profile": ("amopo.cli.memory_profile", "real steps of random weights, measured, against the plan"),
 }

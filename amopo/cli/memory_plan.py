@@ -11,8 +11,9 @@ import dataclasses
 import json
 from typing import Any
 
-from amopo.cli.errors import CommandFailed
+from amopo.cli.errors import UsageError
 from amopo.cli.memory_options import gib, run_options, sample_of, settings_of, shape_from, shape_record, size, table
+from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
 from amopo.memory.advice import changes, largest_tokens, smallest_cluster
 from amopo.memory.methods import METHODS, plan_method
@@ -30,6 +31,7 @@ def options() -> list[Option]:
         Option("gpu_memory", str | None, "of one GPU: 80GB (10^9 bytes), 80GiB", default=None, metavar="SIZE"),
         Option("context", str, "what CUDA and its libraries take beside tensors; not measured here", default="1GiB"),
         Option("find", bool, "the smallest cluster of such GPUs that fits", default=False),
+        Option("picture", str | None, "also draw the plan into this PNG file", default=None, metavar="FILE"),
         Option("json", bool, "one JSON object, in bytes", default=False),
     ]
 
@@ -39,7 +41,7 @@ def run(settings: Settings) -> None:
     context = size(settings.context, "--context")
     limit = None if settings.gpu_memory is None else size(settings.gpu_memory, "--gpu-memory")
     if settings.find and limit is None:
-        raise CommandFailed("--find needs the size of a GPU; give --gpu-memory")
+        raise UsageError("--find needs the size of a GPU; give --gpu-memory")
     plan = make_plan(shape, sample, asked, context=context)
     methods = {name: plan_method(name, shape, sample, asked, context=context) for name in METHODS}
     result = _record(plan, methods, limit, context)
@@ -48,6 +50,11 @@ def run(settings: Settings) -> None:
         result["smallest_cluster"] = None if found is None else {
             "gpus": found.settings.gpus, "engine": found.settings.engine, "peak": found.peak,
         }  # fmt: skip
+    if settings.picture is not None:
+        need("matplotlib", "plot")
+        from amopo.report.memory import write_plan
+
+        write_plan(result, settings.picture)
     if settings.json:
         print(json.dumps(result, indent=1))
     else:

@@ -111,6 +111,16 @@ def attention_work(shape: ModelShape, row: Row, numbers: Numbers) -> int:
     )  # fmt: skip
 
 
+def layer_end(shape: ModelShape, row: Row, numbers: Numbers) -> int:
+    """What stands at the end of a layer's backward, in that of its first norm.
+
+    What the norm has saved, the gradients of the residual stream and of the norm's result, and in fp32 those of the
+    scaled input, of the input, and of the input by way of its variance.
+    """
+    saved = norm_saved(shape.hidden, numbers.stream, style=shape.family.norm, trained=True)
+    return row.tokens * (saved + (2 * numbers.stream + 3 * 4) * shape.hidden)
+
+
 def layer_forward_running(shape: ModelShape, row: Row, numbers: Numbers) -> int:
     """The most that a checkpointed layer takes in the forward, beyond its input.
 

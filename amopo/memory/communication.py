@@ -10,10 +10,13 @@ reduce-scatter reads, which lives until the next unit's. l a decoder layer, t th
 | layer, forward | - | U_l + A_l | U_r + U_l + A_l |
 | entering the head | - | A_l + U_t + A_t | U_r + A_l |
 | head, forward | - | U_t + A_t | U_r + A_l |
-| head, backward | - | U_t + A_l + G_t | U_r + A_l + G_r |
-| last layer, backward | - | U_l + A_l + R_t + G_down | U_r + G_r + U_l + A_l + G_down |
-| first layer, backward | - | U_l + A_e + R_l + G_down | U_r + G_r + U_l + R_l + G_down |
-| embedding, backward | - | G_e + max(U_e + R_l, R_e) | G_r + max(U_r + G_e + R_l, R_r) |
+| head, backward | - | U_t + A_l | U_r + A_l |
+| last layer, backward | - | U_l + A_l + R_t | U_r + G_r + U_l + A_l |
+| first layer, backward | - | U_l + A_e + R_l | U_r + G_r + U_l + R_l |
+| embedding, backward | - | max(U_e + R_l, R_e) | U_r + R_l |
+
+The gradients that are being made at a point stand beside it: G_t of the head, those of a layer as far as its backward
+has come, G_e of the embedding (`plan`).
 
 DDP holds buckets of the size of all gradients from its construction to the end; gradients stand beside them
 (`gradient_as_bucket_view=False`).
@@ -39,7 +42,7 @@ MAX_LIVE, SUB_GROUP = 10**9, 10**9  # DeepSpeed's defaults, in numbers
 
 @dataclass(frozen=True)
 class Traffic:
-    """buffers: gathered weights and communication. gradients: whole ones, not yet reduced."""
+    """buffers: gathered weights and communication. gradients: of a tied weight that is not yet reduced."""
 
     buffers: int
     gradients: int
@@ -54,7 +57,7 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         return _zero3(point, shape, parts, settings)
     c = numbers.compute
     layer = c * (shape.layer_parameters + (parts.layer if parts.frozen else 0))
-    layer_gradient, down = c * parts.layer, c * parts.down
+    layer_gradient = c * parts.layer
     table = c * shape.embedding_parameters  # the embedding, and the head where it has its own
     table_gradient = c * parts.embedding
     several = shape.layers > 1
@@ -69,13 +72,8 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
             "first layer": table + layer + (layer_gradient if several else 0),
             "embedding": table + layer_gradient,
         }
-        whole = {
-            "head backward": table_gradient,
-            "last layer": table_gradient + down,
-            "first layer": table_gradient + down,
-            "embedding": 2 * table_gradient,
-        }
-        return Traffic(gathered.get(point, 0), whole.get(point, 0))
+        waits = table_gradient if point in ("last layer", "first layer") else 0  # reduced at the end
+        return Traffic(gathered.get(point, 0), waits)
     head_gradient = c * parts.head
     gathered = {
         "entering layers": table + max(table, 2 * layer),
@@ -87,13 +85,7 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         "first layer": layer + table + (layer_gradient if several else head_gradient),
         "embedding": max(table + layer_gradient, table_gradient),
     }
-    whole = {
-        "head backward": head_gradient,
-        "last layer": down,
-        "first layer": down,
-        "embedding": table_gradient,
-    }
-    return Traffic(gathered.get(point, 0), whole.get(point, 0))
+    return Traffic(gathered.get(point, 0), 0)
 
 
 def _zero3(point: str, shape: ModelShape, parts: Parts, settings: RunSettings) -> Traffic:
@@ -103,12 +95,4 @@ def _zero3(point: str, shape: ModelShape, parts: Parts, settings: RunSettings) -
         return Traffic(bucket + fp32, 0)
     largest = max(shape.layer_parameters, shape.embedding_parameters)
     gathered = 2 * min(shape.parameters, max(MAX_LIVE, largest))
-    if point in ("entering layers", "layer forward", "entering head", "head forward"):
-        return Traffic(gathered + bucket, 0)
-    whole = {
-        "head backward": parts.head or parts.embedding,
-        "last layer": parts.down,
-        "first layer": parts.down,
-        "embedding": parts.embedding,
-    }
-    return Traffic(gathered + bucket, 2 * whole[point])
+    return Traffic(gathered + bucket, 0)

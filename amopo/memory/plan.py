@@ -153,7 +153,7 @@ class _Points:
         sharded = self.settings.engine in ("fsdp2", "zero3")
         offloaded = self.settings.offload != "none"
         gradients = 0 if offloaded else gradient_bytes(finished, self.numbers, self.settings)
-        gradients += sent.gradients if sharded else whole * self.numbers.gradient
+        gradients += sent.gradients + whole * (self.numbers.compute if sharded else self.numbers.gradient)
         return {
             "parameters": self.parameters,
             "gradients": gradients,
@@ -222,15 +222,11 @@ class _Points:
                 layers = below * (self.layer + self.copies)
             finished = after_head + parts.norm + (shape.layers - below) * parts.layer
             points.append(self._point(name, layers + self.positions + mlp, finished=finished, whole=parts.down))
-            points.append(
-                self._point(
-                    name,
-                    layers + self.positions + attention,
-                    finished=finished + parts.down,
-                    whole=parts.layer - parts.down,
-                    attention=work,
-                )  # fmt: skip
-            )
+            made = parts.layer - (0 if self.frozen_head else shape.qkv_parameters)
+            at_attention = layers + self.positions + attention
+            points.append(self._point(name, at_attention, finished=finished, whole=made, attention=work))
+            at_end = layers - self.layer + activations.layer_end(shape, row, numbers) + self.positions
+            points.append(self._point(name, at_end, finished=finished, whole=parts.layer))
         finished = after_head + parts.norm + shape.layers * parts.layer
         # A tied weight has the head's gradient already, and the embedding's is made whole before it is added.
         shared = shape.tied and not self.frozen_head

@@ -129,6 +129,11 @@ class ModelShape:
         return sum(linear.parameters for linear in self.linears)
 
     @property
+    def qkv_parameters(self) -> int:
+        """Of the projections of queries, keys and values of one decoder layer."""
+        return sum(linear.parameters for linear in self.linears if linear.reads == "attention input")
+
+    @property
     def layer_parameters(self) -> int:
         norms = self.family.norms * self.hidden + (2 * self.head_dim if self.family.qk_norm else 0)
         return self.linear_parameters + norms

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from amopo.fused_loss import loss_from_logps
 from amopo.memory.attention import backward_workspace
+from amopo.memory.checkpointing import enable_checkpointing
 from amopo.memory.phases import PhasePeaks
 from amopo.memory.simulated_engines import wrap
 from amopo.packing import attention
@@ -105,14 +106,6 @@ def simulate(
                 wrapped.optimizer.zero_grad()
                 wrapped.tracker.reset_mod_stats()
     return Simulation(peaks.bytes, peaks.kinds)
-
-
-def enable_checkpointing(model: nn.Module) -> None:
-    """Checkpoint every decoder layer, as the trainer's `gradient_checkpointing` does."""
-    if hasattr(model, "activation_checkpointing_enable"):  # transformers >= 5.20 or so; the other name is deprecated
-        model.activation_checkpointing_enable()
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _build(config: Any, precision: str, lora: int | None) -> nn.Module:

@@ -72,6 +72,37 @@ def test_a_simulation_stands_beside_its_plan(amopo):
     assert peak["planned"] == pytest.approx(peak["simulated"], rel=0.05)
 
 
+def test_a_plan_can_be_drawn(amopo, tmp_path):
+    pytest.importorskip("matplotlib")
+    outcome = amopo("memory", "plan", *CLUSTER, "--gpu-memory", "80GB", "--picture", tmp_path / "plan.png")
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_profile_measures_a_saved_shape(amopo, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    sizes = {
+        "model_type": "qwen2", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2048, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    lengths = ("--objectives", "2", "--prompt", "24", "--template", "4", "--chosen", "20", "--rejected", "16")
+    out = tmp_path / "out"
+    outcome = amopo(
+        "memory", "profile", "--model", tmp_path, *lengths, "--tokens", "512", "--precision", "fp32", "--device", "cpu",
+        "--steps", "2", "--out", out,
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    found = json.loads((out / "profile.json").read_text())
+    assert found["device"] == "cpu" and found["measured"].keys() == {"forward", "head", "backward", "step"}
+    peak = max(sum(part.values()) for part in found["planned"].values())
+    assert peak == pytest.approx(max(found["measured"].values()), rel=0.10)
+    assert (out / "profile.png").is_file() and (out / "profile.html").is_file()
+    message = amopo("memory", "profile", "--model", tmp_path, "--device", "cpu", "--snapshot", "--out", out).one_line()
+    assert "leave --snapshot out on a CPU" in message
+
+
 def test_the_overview_lists_the_commands(amopo):
     outcome = amopo("memory")
     assert outcome.status == 0 and "plan" in outcome.out and "simulate" in outcome.out
