@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name -> (module, attribute); attribute None: the module itself, a registry (list(), get(name), register(name))
+# public name -> (module, attribute); attribute None: the module itself, which for the last three is a registry (list(),
+# get(name), register(name))
 _EXPORTS: dict[str, tuple[str, str | None]] = {
     "fused_loss": ("amopo.fused_loss", "fused_loss"),
     "FusedLoss": ("amopo.fused_loss", "FusedLoss"),
@@ -28,6 +29,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "packed_logps": ("amopo.trainer", "packed_logps"),
     "AMoPOTrainer": ("amopo.trainer", "AMoPOTrainer"),
     "AMoPOConfig": ("amopo.trainer", "AMoPOConfig"),
+    "memory": ("amopo.memory", None),
     "templates": ("amopo.templates", None),
     "objectives": ("amopo.objectives", None),
     "weights": ("amopo.weights", None),
@@ -50,13 +52,14 @@ __all__ = [
     "packed_logps",
     "AMoPOTrainer",
     "AMoPOConfig",
+    "memory",
     "templates",
     "objectives",
     "weights",
 ]
 
 if TYPE_CHECKING:
-    from amopo import objectives, templates, weights
+    from amopo import memory, objectives, templates, weights
     from amopo.fused_loss import FusedLoss, fused_loss, loss_from_logps
     from amopo.integrations.patch import patch
     from amopo.packing import PackedBatch, TokenizedSample, TreeLayout, pack

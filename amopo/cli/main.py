@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("amopo.cli.data", "inspect, convert, split and annotate preference data"),
     "report": ("amopo.cli.report", "one page with the figures of a run, or of several side by side"),
     "doctor": ("amopo.cli.doctor", "compare packed rows with separate forwards on a model, device and precision"),
+    "memory": ("amopo.cli.memory", "what a training step takes: computed, simulated, measured"),
     "env": ("amopo.cli.env", "versions, devices, and which implementation of each operation runs"),
     "demo": ("amopo.cli.demo", "the whole way on generated tasks, in a few minutes on a CPU"),
 }
@@ -67,8 +68,26 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
     module = importlib.import_module(COMMANDS[name][0])
-    if hasattr(module, "main"):
-        return module.main(argv)
+    if hasattr(module, "SUBCOMMANDS"):
+        return run_subcommand(name, module.DESCRIPTION, module.SUBCOMMANDS, argv)
     settings = parse(name, module.DESCRIPTION, module.options(), argv)
     module.run(settings)
+    return 0
+
+
+def run_subcommand(name: str, description: str, known: dict[str, tuple[str, str]], argv: Sequence[str]) -> int:
+    """`amopo NAME SUBCOMMAND ...`, for a command that has some."""
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, known)) + 2
+        lines = [f"usage: amopo {name} COMMAND [options]", "", description, "", "commands:"]
+        sys.stdout.write("\n".join([*lines, *(f"  {one:<{width}}{text}" for one, (_, text) in known.items())]) + "\n")
+        return 0
+    if argv[0] not in known:
+        raise UsageError(
+            f"amopo {name}: unknown command {argv[0]!r}{did_you_mean(argv[0], known)} Commands: {', '.join(known)}"
+        )
+    module = importlib.import_module(known[argv[0]][0])
+    if hasattr(module, "main"):  # reads its arguments itself
+        return module.main(argv[1:])
+    module.run(parse(f"{name} {argv[0]}", module.DESCRIPTION, module.options(), argv[1:]))
     return 0

@@ -106,6 +106,10 @@ class AMoPOConfig(TrainingArguments):
     rows_per_batch: int | None = field(
         default=None, metadata={"help": "Most response tokens of one micro-batch that go through the head."}
     )
+    auto_budget: bool = field(
+        default=False,
+        metadata={"help": "Halve tokens_per_batch before the first step until the largest batch fits into memory."},
+    )
     sharing: str = field(
         default="pair",
         metadata={"help": 'What sequences of a sample share in a row: "none", "pair" (its prompts), or "tree".'},

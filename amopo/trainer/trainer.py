@@ -13,6 +13,8 @@ one) on lists of `TokenizedSample`. It is transformers' `Trainer` with these par
 - **Evaluation**: the same forward and loss, exact means over samples. The noise step is fixed at 0, so that two
   evaluations of the same weights give the same numbers.
 - **Metrics**: see `amopo.trainer.metrics`; read from the device at logging steps only, and kept in `amopo_log.jsonl`.
+- **Out of memory**: the error says what the plan makes of it, and which settings would fit; `auto_budget` lowers the
+  token budget before the first step (see `amopo.trainer.out_of_memory`).
 - **Checkpoints**: resuming continues the run exactly; other settings or data raise (see `amopo.trainer.resume`).
 
 Nothing is sent anywhere unless `report_to` names a tracker.
@@ -35,7 +37,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from amopo.fused_loss import loss_from_logps
+from amopo.memory.checkpointing import enable_checkpointing
 from amopo.packing import attention
+from amopo.packing.layout import TreeLayout
 from amopo.packing.pack import PackedBatch
 from amopo.packing.sample import TokenizedSample
 from amopo.packing.unpack import samples_of
@@ -49,6 +53,7 @@ from amopo.trainer.identity import model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
+from amopo.trainer.out_of_memory import explained, fit_budget, is_out_of_memory
 from amopo.trainer.peak_memory import peak_memory_gib
 from amopo.trainer.ranks import ranks_to_plan_for
 from amopo.trainer.resume import (
@@ -94,6 +99,7 @@ class AMoPOTrainer(CheckpointLoading):
         self._clock = Stopwatch()
         self._train_table: SampleTable | None = None
         self._identity: dict[str, Any] | None = None
+        self.running_layout: TreeLayout | None = None  # of the last row, for what is said of an error
         if train_dataset is not None:
             self._train_table = self._loaders.add(train_dataset, "train_dataset")
         named = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
@@ -177,6 +183,7 @@ class AMoPOTrainer(CheckpointLoading):
     ) -> Any:
         """This micro-batch's share of the step's loss; `num_items_in_batch` is the step's number of samples."""
         self._clock.start()
+        self.running_layout = inputs["amopo_layout"]
         normalizer = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
         result = self._run(model, inputs, step=self.state.global_step, normalizer=normalizer)
         count = inputs["amopo_num_samples"]
@@ -306,11 +313,38 @@ class AMoPOTrainer(CheckpointLoading):
             self.fit_checkpoint(resume_from_checkpoint)
         if self.args.self_check:
             self._check_first_batch()
+        if self.args.auto_budget and not resume_from_checkpoint:
+            if self.args.gradient_checkpointing:
+                enable_checkpointing(causal_lm(self.model))
+            fit_budget(self)
         if self.args.should_save:
             write_run_record(self.args.output_dir, self.run_record())
         self._sums = MetricSums(self.args.objectives)
         self._clock.reset()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explained(error, self) from error
+
+    @property
+    def train_lengths(self) -> Sequence[int]:
+        """Tokens of every training sample in a packed row."""
+        return self._train_table.lengths
+
+    def plan_batches(self) -> None:
+        """Plan the training batches anew, for the settings as they are now."""
+        self._loaders.plan_run()
+        self.get_train_dataloader()
+
+    def largest_batch(self) -> dict[str, Any]:
+        """This rank's training batch of most tokens, in the first epoch."""
+        loader = self.get_train_dataloader()
+        lengths = self.train_lengths
+        # ~index is a filler's
+        indices = max(loader.batch_sampler, key=lambda batch: sum(lengths[i if i >= 0 else ~i] for i in batch))
+        return loader.collate_fn([loader.dataset[i] for i in indices])
 
     def _check_first_batch(self) -> None:
         """Raise if, for the first samples of this rank's first batch, the packed row is not exact."""

@@ -25,7 +25,7 @@ def lines(path):
 
 def test_every_subcommand_is_named_and_has_a_help_page_of_one_screen(amopo):
     overview = amopo("data").out
-    assert overview == amopo("data", "--help").out and "usage: amopo data SUBCOMMAND" in overview
+    assert overview == amopo("data", "--help").out and "usage: amopo data COMMAND" in overview
     assert "data" in amopo().out
     for name in data_command.SUBCOMMANDS:
         assert name in overview
@@ -37,7 +37,7 @@ def test_every_subcommand_is_named_and_has_a_help_page_of_one_screen(amopo):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["inspct"], ["unknown subcommand 'inspct'", "did you mean inspect?", "Subcommands of data: inspect"]),
+        (["inspct"], ["unknown command 'inspct'", "did you mean inspect?", "Commands: inspect"]),
         (["inspect"], ["amopo data inspect needs FILE"]),
         (["inspect", "a", "b"], ["this needs FILE, but a b was given"]),
         (["convert", "a"], ["this needs IN OUT, but a was given"]),

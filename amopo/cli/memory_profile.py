@@ -1,0 +1,82 @@
+"""`amopo memory profile`: real steps of a model of random weights, measured, against the plan.
+
+Writes profile.json, profile.png (stacked bars by phase with the card's limit, and live memory over time) and
+profile.html into `--out`; on CUDA with `--snapshot` also snapshot.pickle for pytorch.org/memory_viz.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from amopo.cli.errors import UsageError
+from amopo.cli.memory_options import gib, run_options, sample_of, settings_of, shape_from, size, table
+from amopo.cli.models import need
+from amopo.cli.options import Option, Settings
+from amopo.memory.shapes import with_layers
+
+DESCRIPTION = "Real training steps of a model of random weights, measured by phase, against the plan."
+
+
+def options() -> list[Option]:
+    need("transformers", "hf")
+    return [
+        *run_options(),
+        Option("layers", int | None, "run so many layers (default: all)", default=None),
+        Option("device", str | None, "cpu or cuda (default: CUDA where it is)", default=None),
+        Option("steps", int, "steps; the first is left out, as the optimizer makes its state in it", default=3),
+        Option("gpu_memory", str | None, "draw this limit, as 80GB", default=None, metavar="SIZE"),
+        Option("out", str, "folder for the results", default="runs/memory", metavar="DIR"),
+        Option("snapshot", bool, "CUDA: also snapshot.pickle for pytorch.org/memory_viz", default=False),
+        Option("json", bool, "print one JSON object, in bytes", default=False),
+    ]
+
+
+def run(settings: Settings) -> None:
+    import torch
+
+    from amopo.memory.profile import profile, record
+    from amopo.trainer.forward import patch_forward
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    shape, sample = shape_from(settings), sample_of(settings)
+    asked = settings_of(settings, device=device)
+    limit = None if settings.gpu_memory is None else size(settings.gpu_memory, "--gpu-memory")
+    if settings.layers is not None:
+        if settings.layers < 1:
+            raise UsageError(f"--layers must be at least 1, got {settings.layers}")
+        shape = with_layers(shape, settings.layers)
+    if asked.lora is not None:
+        need("peft", "peft")
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    snapshot = out / "snapshot.pickle" if settings.snapshot else None
+    found = profile(shape, sample, asked, patch=patch_forward, steps=settings.steps, snapshot=snapshot)
+    result = {**record(found), "gpu_memory": limit}
+    (out / "profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    written = [out / "profile.json"]
+    try:
+        from amopo.report.memory import write_html, write_picture
+
+        written += [write_picture(result, out / "profile.png"), write_html(result, out / "profile.html")]
+    except ImportError:
+        written.append("(no picture: pip install 'amopo[plot]')")
+    if settings.json:
+        print(json.dumps(result, indent=1))
+        return
+    rows = [
+        [phase, gib(peak), gib(found.plan.total(phase)), f"{100 * (found.plan.total(phase) / peak - 1):+.1f} %",
+         gib(found.resident[phase]) if phase in found.resident else ""]
+        for phase, peak in found.peaks.items()
+    ]  # fmt: skip
+    print(
+        f"{shape.name}, {shape.parameters / 1e6:.0f} million parameters, {found.plan.row.tokens} tokens, {found.device}"
+    )
+    print(table(["phase, GiB", "measured", "planned", "difference", "resident"], rows))
+    print(
+        f"peak: {gib(found.peak)} GiB measured, {gib(found.plan.peak)} planned; {found.tokens_per_second:.0f} tokens/s"
+    )
+    if found.reserved is not None:
+        print(f"reserved by the allocator: {gib(found.reserved)} GiB")
+    for path in written:
+        print(path)

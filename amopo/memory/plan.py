@@ -1,0 +1,246 @@
+"""Memory of one training step on one rank, computed.
+
+`make_plan(shape, sample, settings)` -> `Plan`: for each phase the point where most is held, and what it is held for.
+Every number follows from sizes; the formulas stand in the modules named below and, with their sources, in
+docs/memory.md.
+
+    parameters, gradients, optimizer      model_states
+    activations, attention workspace      activations, attention
+    head                                  head (amopo_kernels.workspace)
+    communication                         communication
+    context                               given: what CUDA and its libraries take, which is no tensor
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amopo.memory import activations
+from amopo.memory.activations import Row
+from amopo.memory.communication import traffic
+from amopo.memory.head import HeadMemory, head_memory
+from amopo.memory.model_states import (
+    Parts,
+    gradient_bytes,
+    optimizer_bytes,
+    parameter_bytes,
+    share,
+    trained_parts,
+)
+from amopo.memory.phases import PHASES
+from amopo.memory.precision import Numbers, numbers_of
+from amopo.memory.settings import RunSettings, SampleShape
+from amopo.memory.shapes import ModelShape
+from amopo.memory.workload import row_of
+
+COMPONENTS = (
+    "parameters", "gradients", "optimizer", "activations", "head", "attention workspace", "communication", "context",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on one rank, by phase and component, at the point of the phase where most is held.
+
+    host: bytes of host memory that offloading takes for this rank.
+    """
+
+    shape: ModelShape
+    sample: SampleShape
+    settings: RunSettings
+    row: Row
+    phases: dict[str, dict[str, int]]
+    host: int
+
+    def total(self, phase: str) -> int:
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        return max(PHASES, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """The most that the rank holds at any point."""
+        return self.total(self.peak_phase)
+
+
+def make_plan(
+    shape: ModelShape, sample: SampleShape, settings: RunSettings, *, context: int = 0, observed: bool = False
+) -> Plan:
+    """Plan a step of a packed row of `sample.samples` samples.
+
+    Args:
+        context: bytes that are no tensors. observed: the step runs under a tracker that is a dispatch mode; autograd
+            then adds gradients that meet at a tied weight into a third tensor instead of in place.
+    """
+    return plan_row(shape, row_of(sample), sample, settings, context=context, observed=observed)
+
+
+def plan_row(
+    shape: ModelShape,
+    row: Row,
+    sample: SampleShape,
+    settings: RunSettings,
+    *,
+    context: int = 0,
+    observed: bool = False,
+    head: HeadMemory | None = None,
+) -> Plan:
+    """The same for a row whose sizes are known, and perhaps another head."""
+    points = _Points(shape, row, settings, observed, head)
+    phases = {
+        "load": points.load(),
+        "forward": points.forward(),
+        "head": points.head(),
+        "backward": points.backward(),
+        "step": points.step(),
+    }
+    phases = {name: {**part, "context": context} for name, part in phases.items()}
+    return Plan(shape, sample, settings, row, phases, points.host())
+
+
+class _Points:
+    """The candidates of each phase."""
+
+    def __init__(
+        self, shape: ModelShape, row: Row, settings: RunSettings, observed: bool, head: HeadMemory | None
+    ) -> None:
+        self.shape, self.row, self.settings, self.observed = shape, row, settings, observed
+        self.numbers: Numbers = numbers_of(settings.precision, settings.engine, lora=settings.lora is not None)
+        self.parts: Parts = trained_parts(shape, settings.lora)
+        lora, numbers = settings.lora, self.numbers
+        self.frozen_head = lora is not None
+        if settings.engine in ("fsdp2", "zero3"):  # the gathered weight
+            head_weight = numbers.compute
+        else:
+            head_weight = numbers.stored if lora is None else numbers.base
+        self.head_memory: HeadMemory = head or head_memory(
+            row.rows, shape.hidden, shape.vocab, compute=numbers.compute, stored=head_weight,
+            frozen=self.frozen_head, softcap=shape.softcap is not None, budget=settings.head_budget,
+            device=settings.device,
+        )  # fmt: skip
+        self.hidden = row.tokens * numbers.stream * shape.hidden  # one [T, H] of the residual stream
+        self.layer = activations.layer_saved(shape, row, numbers, lora=lora, device=settings.device)
+        self.copies = activations.layer_copies(shape, numbers, lora=lora)
+        self.rows = row.rows * shape.hidden * numbers.stream
+        self.positions = activations.positions(shape, row, numbers)
+        self.final_norm = activations.final_norm_saved(shape, row, numbers, trained=lora is None)
+        self.final_norm_running = row.tokens * activations.norm_running(
+            shape.hidden, numbers.stream, style=shape.family.norm
+        )
+        self.parameters = 0 if settings.offload == "all" else parameter_bytes(self.parts, numbers, settings)
+        self.optimizer = optimizer_bytes(self.parts, numbers, settings) if settings.offload == "none" else 0
+
+    def host(self) -> int:
+        """Bytes that offloading puts into this rank's host memory: what it takes off the GPU, gradients in fp32."""
+        numbers, settings = self.numbers, self.settings
+        if settings.offload == "none":
+            return 0
+        held = optimizer_bytes(self.parts, numbers, settings) + 4 * share(self.parts.trained, settings)
+        return held + (parameter_bytes(self.parts, numbers, settings) if settings.offload == "all" else 0)
+
+    def load(self) -> dict[str, int]:
+        """Weights, and what the engine makes at once."""
+        buffers = traffic("step", self.shape, self.parts, self.numbers, self.settings).buffers
+        return {"parameters": self.parameters, "communication": buffers}
+
+    def _point(
+        self, point: str, activations: int, *, finished: int = 0, whole: int = 0, head: int = 0, attention: int = 0
+    ) -> dict[str, int]:
+        """finished: parameters whose gradients are complete. whole: those of this point, where nothing is sharded."""
+        sent = traffic(point, self.shape, self.parts, self.numbers, self.settings)
+        sharded = self.settings.engine in ("fsdp2", "zero3")
+        offloaded = self.settings.offload != "none"
+        gradients = 0 if offloaded else gradient_bytes(finished, self.numbers, self.settings)
+        gradients += sent.gradients + whole * (self.numbers.compute if sharded else self.numbers.gradient)
+        return {
+            "parameters": self.parameters,
+            "gradients": gradients,
+            "optimizer": self.optimizer,
+            "activations": activations,
+            "head": head,
+            "attention workspace": attention,
+            "communication": sent.buffers,
+        }
+
+    @property
+    def _kept_by_layers(self) -> int:
+        """What all layers keep until the backward."""
+        layers = self.shape.layers
+        per_layer = self.hidden if self.settings.checkpointing else self.layer + self.copies
+        return layers * per_layer + self.positions
+
+    @property
+    def _all_copies(self) -> int:
+        """Weight copies that autocast caches while its context is open, if checkpointing does not keep them anyway."""
+        return self.shape.layers * self.copies if self.settings.checkpointing else 0
+
+    def forward(self) -> dict[str, int]:
+        shape, row = self.shape, self.row
+        kept = self._kept_by_layers + self._all_copies
+        # The output of the last layer; the embedding is a variable of the body's forward, and layer 0's input.
+        outputs = self.hidden if self.settings.checkpointing else 2 * self.hidden
+        points = [
+            self._point("entering layers", self.hidden + self.positions + self._all_copies),
+            self._point("entering head", kept + self.final_norm + self.hidden + self.rows),
+            self._point("head forward", kept + outputs - self.hidden + self.final_norm_running),
+        ]
+        if self.settings.checkpointing:
+            running = activations.layer_forward_running(shape, row, self.numbers)
+            points.append(self._point("layer forward", kept + running))
+        return _largest(points)
+
+    def head(self) -> dict[str, int]:
+        kept = self._kept_by_layers + self.final_norm
+        rows32 = 4 * self.row.rows * self.shape.hidden if self.numbers.stream > self.numbers.compute else 0
+        forward = self._point(
+            "head forward", kept + self._all_copies + self.hidden, head=self.head_memory.forward + rows32
+        )
+        backward = self._point("head backward", kept, whole=self._head_gradient, head=self.head_memory.backward)
+        return _largest([forward, backward])
+
+    @property
+    def _head_gradient(self) -> int:
+        """Parameters whose gradient the head's backward makes."""
+        if self.frozen_head:
+            return 0
+        return self.shape.embedding_parameters
+
+    def backward(self) -> dict[str, int]:
+        shape, row, numbers, parts = self.shape, self.row, self.numbers, self.parts
+        per_layer = self.hidden if self.settings.checkpointing else 0
+        mlp = activations.layer_backward_extra(shape, row, numbers)
+        attention = activations.attention_backward_extra(shape, row, numbers)
+        work = activations.attention_work(shape, row, numbers) if self.settings.device == "cuda" else 0
+        # tied weights of a sharding engine are reduced at the very end
+        after_head = 0 if shape.tied and self.settings.engine == "fsdp2" else self._head_gradient
+        points = []
+        for name, below in (("last layer", shape.layers), ("first layer", 1)):
+            layers = per_layer * below + self.layer + self.copies
+            if not self.settings.checkpointing:
+                layers = below * (self.layer + self.copies)
+            finished = after_head + parts.norm + (shape.layers - below) * parts.layer
+            points.append(self._point(name, layers + self.positions + mlp, finished=finished, whole=parts.down))
+            made = parts.layer - (0 if self.frozen_head else shape.qkv_parameters)
+            at_attention = layers + self.positions + attention
+            points.append(self._point(name, at_attention, finished=finished, whole=made, attention=work))
+            at_end = layers - self.layer + activations.layer_end(shape, row, numbers) + self.positions
+            points.append(self._point(name, at_end, finished=finished, whole=parts.layer))
+        finished = after_head + parts.norm + shape.layers * parts.layer
+        # A tied weight has the head's gradient already, and the embedding's is made whole before it is added.
+        shared = shape.tied and not self.frozen_head
+        finished -= after_head if shared else 0
+        point = self._point("embedding", self.hidden, finished=finished, whole=parts.embedding * (2 if shared else 1))
+        if shared and self.observed:
+            item = numbers.compute if self.settings.engine in ("fsdp2", "zero3") else numbers.gradient
+            point["gradients"] += parts.embedding * item
+        points.append(point)
+        return _largest(points)
+
+    def step(self) -> dict[str, int]:
+        return self._point("step", 0, finished=self.parts.trained)
+
+
+def _largest(points: list[dict[str, int]]) -> dict[str, int]:
+    return max(points, key=lambda point: sum(point.values()))

@@ -1,0 +1,291 @@
+"""What a model's size on a device depends on: `ModelShape`, from a configuration, without weights or network.
+
+Contract
+--------
+`shape_of(name)` takes a built-in name ("Qwen2.5-32B"), a folder with `config.json`, or that file. A `ModelShape` knows
+its linear layers, its norms and its parameters exactly; `tests/memory` compares them with transformers' own modules.
+
+Supported: dense decoders of pre-norm layers with rotary attention and a gated MLP (`FAMILIES`), and others whose
+configuration names the same sizes (`hidden_size`, `intermediate_size`, ...): those are planned as Llama layers, and
+`is_exact` is False. Mixtures of experts and state-space layers raise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the modelling code of a family does, beyond sizes; read from transformers' modules of that name.
+
+    norms: norms of width H per layer. norm: "llama" multiplies the rounded result by the weight, "gemma" multiplies in
+    fp32 and rounds then. qk_norm: queries and keys are normalised per head. qkv_bias: their projections have a bias.
+    """
+
+    norms: int = 2
+    norm: str = "llama"
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qk_norm=True),
+    "gemma": Family(norm="gemma"),
+    "gemma2": Family(norms=4, norm="gemma"),
+    "gemma3_text": Family(norms=4, norm="gemma", qk_norm=True),
+}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer of a decoder layer; `reads` names the tensor that it reads, shared by those of one name."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+    reads: str
+
+    @property
+    def parameters(self) -> int:
+        return self.inputs * self.outputs + (self.outputs if self.bias else 0)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a dense decoder."""
+
+    name: str
+    model_type: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    attention_bias: bool = False  # of all four projections (Llama's option)
+    mlp_bias: bool = False
+    window: int | None = None
+    softcap: float | None = None  # of the final logits
+    attention_softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"model {self.name}: {field} must be a positive whole number, got {value!r}")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model {self.name}: {self.heads} attention heads cannot share {self.kv_heads} key-value heads"
+            )
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES.get(self.model_type, FAMILIES["llama"])
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the family's own modelling code was read, and not Llama's taken in its place."""
+        return self.model_type in FAMILIES
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The linear layers of one decoder layer, in the order of its forward."""
+        h, i, q, k = self.hidden, self.intermediate, self.query_width, self.key_width
+        qkv_bias = self.family.qkv_bias or self.attention_bias
+        return (
+            Linear("q_proj", h, q, qkv_bias, "attention input"),
+            Linear("k_proj", h, k, qkv_bias, "attention input"),
+            Linear("v_proj", h, k, qkv_bias, "attention input"),
+            Linear("o_proj", q, h, self.attention_bias, "attention output"),
+            Linear("gate_proj", h, i, self.mlp_bias, "mlp input"),
+            Linear("up_proj", h, i, self.mlp_bias, "mlp input"),
+            Linear("down_proj", i, h, self.mlp_bias, "mlp output"),
+        )
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of the linear layers of one decoder layer."""
+        return sum(linear.parameters for linear in self.linears)
+
+    @property
+    def qkv_parameters(self) -> int:
+        """Of the projections of queries, keys and values of one decoder layer."""
+        return sum(linear.parameters for linear in self.linears if linear.reads == "attention input")
+
+    @property
+    def layer_parameters(self) -> int:
+        norms = self.family.norms * self.hidden + (2 * self.head_dim if self.family.qk_norm else 0)
+        return self.linear_parameters + norms
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the input embedding; the head has as many of its own unless it is tied."""
+        return self.vocab * self.hidden
+
+    @property
+    def head_parameters(self) -> int:
+        return 0 if self.tied else self.embedding_parameters
+
+    @property
+    def parameters(self) -> int:
+        """All of the model's; a tied weight counts once."""
+        return self.layers * self.layer_parameters + self.hidden + self.embedding_parameters + self.head_parameters
+
+    def lora_parameters(self, rank: int) -> int:
+        """Of adapters of this rank on every linear layer of one decoder layer: r (in + out) each."""
+        return sum(rank * (linear.inputs + linear.outputs) for linear in self.linears)
+
+
+def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape that a `config.json` describes (its text part, where it has several)."""
+    if isinstance(config.get("text_config"), Mapping):
+        config = {**config["text_config"]}
+        config.setdefault("model_type", "")
+    model_type = str(config.get("model_type", ""))
+    experts = [key for key in ("num_experts", "num_local_experts", "n_routed_experts") if config.get(key)]
+    if experts:
+        raise ValueError(f"model {name}: {experts[0]}={config[experts[0]]}: mixtures of experts are not planned")
+    kinds = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise ValueError(
+            f"model {name}: layers of type {', '.join(sorted(kinds))} are not planned; give a dense decoder"
+        )
+
+    def need(*keys: str) -> int:
+        for key in keys:
+            if config.get(key) is not None:
+                return config[key]
+        raise ValueError(
+            f"model {name}: its configuration has no {keys[0]}; a dense decoder with a gated MLP is needed"
+        )
+
+    heads, hidden = need("num_attention_heads"), need("hidden_size")
+    return ModelShape(
+        name=name,
+        model_type=model_type,
+        layers=need("num_hidden_layers"),
+        hidden=hidden,
+        intermediate=need("intermediate_size"),
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        vocab=need("vocab_size"),
+        tied=bool(config.get("tie_word_embeddings", model_type in _TIED_BY_DEFAULT)),
+        attention_bias=bool(config.get("attention_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        window=config.get("sliding_window") if config.get("use_sliding_window", True) else None,
+        softcap=config.get("final_logit_softcapping"),
+        attention_softcap=config.get("attn_logit_softcapping"),
+    )
+
+
+# A config.json leaves out what is the class's default.
+_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
+
+
+def _built_in() -> dict[str, ModelShape]:
+    """Sizes as the publishers' config.json files state them."""
+    table = """
+        Qwen2.5-0.5B    qwen2        24   896  4864  14  2  64 151936 tied
+        Qwen2.5-1.5B    qwen2        28  1536  8960  12  2 128 151936 tied
+        Qwen2.5-3B      qwen2        36  2048 11008  16  2 128 151936 tied
+        Qwen2.5-7B      qwen2        28  3584 18944  28  4 128 152064 -
+        Qwen2.5-14B     qwen2        48  5120 13824  40  8 128 152064 -
+        Qwen2.5-32B     qwen2        64  5120 27648  40  8 128 152064 -
+        Qwen2.5-72B     qwen2        80  8192 29568  64  8 128 152064 -
+        Qwen3-0.6B      qwen3        28  1024  3072  16  8 128 151936 tied
+        Qwen3-1.7B      qwen3        28  2048  6144  16  8 128 151936 tied
+        Qwen3-4B        qwen3        36  2560  9728  32  8 128 151936 tied
+        Qwen3-8B        qwen3        36  4096 12288  32  8 128 151936 -
+        Qwen3-14B       qwen3        40  5120 17408  40  8 128 151936 -
+        Qwen3-32B       qwen3        64  5120 25600  64  8 128 151936 -
+        Llama-3.2-1B    llama        16  2048  8192  32  8  64 128256 tied
+        Llama-3.2-3B    llama        28  3072  8192  24  8 128 128256 tied
+        Llama-3.1-8B    llama        32  4096 14336  32  8 128 128256 -
+        Llama-3.1-70B   llama        80  8192 28672  64  8 128 128256 -
+        Llama-3.3-70B   llama        80  8192 28672  64  8 128 128256 -
+        Llama-3.1-405B  llama       126 16384 53248 128  8 128 128256 -
+        Mistral-7B      mistral      32  4096 14336  32  8 128  32768 -
+        Mistral-Nemo    mistral      40  5120 14336  32  8 128 131072 -
+        Mistral-Small   mistral      40  5120 32768  32  8 128 131072 -
+        Gemma-2B        gemma        18  2048 16384   8  1 256 256000 tied
+        Gemma-7B        gemma        28  3072 24576  16 16 256 256000 tied
+        Gemma-2-2B      gemma2       26  2304  9216   8  4 256 256000 tied
+        Gemma-2-9B      gemma2       42  3584 14336  16  8 256 256000 tied
+        Gemma-2-27B     gemma2       46  4608 36864  32 16 128 256000 tied
+        Gemma-3-1B      gemma3_text  26  1152  6912   4  1 256 262144 tied
+        Gemma-3-4B      gemma3_text  34  2560 10240   8  4 256 262208 tied
+        Gemma-3-12B     gemma3_text  48  3840 15360  16  8 256 262208 tied
+        Gemma-3-27B     gemma3_text  62  5376 21504  32 16 128 262208 tied
+    """
+    shapes = {}
+    for line in table.split("\n"):
+        if not line.strip():
+            continue
+        name, model_type, *sizes, tied = line.split()
+        layers, hidden, intermediate, heads, kv_heads, head_dim, vocab = map(int, sizes)
+        shapes[name] = ModelShape(
+            name, model_type, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied == "tied",
+            softcap=30.0 if model_type == "gemma2" else None,
+            attention_softcap=50.0 if model_type == "gemma2" else None,
+            window={"gemma2": 4096, "gemma3_text": 512 if name == "Gemma-3-1B" else 1024}.get(model_type),
+        )  # fmt: skip
+    return shapes
+
+
+BUILT_IN = _built_in()
+
+
+def shape_of(model: str) -> ModelShape:
+    """A built-in shape by name (any case, with or without its publisher), or that of a folder or a config.json.
+
+    Raises:
+        ValueError: neither; the message lists what comes close.
+    """
+    wanted = model.rsplit("/", 1)[-1].lower()
+    names = {name.lower(): name for name in BUILT_IN}
+    for ending in ("", "-instruct", "-it", "-base"):
+        if wanted.removesuffix(ending) in names:
+            return BUILT_IN[names[wanted.removesuffix(ending)]]
+    path = Path(model).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(names[name] for name in close)}?" if close else ""
+        raise ValueError(
+            f"model {model!r} is neither a built-in shape ({', '.join(BUILT_IN)}) nor a folder with a config.json, nor "
+            f"such a file{hint}"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: must hold a configuration (an object), not {type(config).__name__}")
+    return shape_from_config(config, path.name if path.is_dir() else path.parent.name or path.name)
+
+
+def with_layers(shape: ModelShape, layers: int) -> ModelShape:
+    """The same widths with another number of layers."""
+    return dataclasses.replace(shape, layers=layers)

@@ -1,0 +1,160 @@
+"""What a plan says of settings that can be checked by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+pytest.importorskip("torch")
+
+from amopo.memory.advice import changes, largest_samples, smallest_cluster
+from amopo.memory.methods import METHODS, plan_method
+from amopo.memory.plan import make_plan
+from amopo.memory.settings import RunSettings, SampleShape
+from amopo.memory.shapes import BUILT_IN
+from amopo.memory.workload import fill, padded, row_of
+
+QWEN = BUILT_IN["Qwen2.5-32B"]
+SAMPLE = SampleShape()
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
+@pytest.mark.parametrize("template", [0, 3])
+def test_a_row_has_the_sizes_that_packing_gives_it(sharing, template):
+    if sharing == "tree" and template == 0:
+        pytest.skip("a tree of one prompt under all objectives has no K prompts")
+    from amopo.memory.configs import samples_of
+    from amopo.packing import pack
+
+    sample = SampleShape(objectives=3, prompt=7, template=template, chosen=5, rejected=4, samples=2, sharing=sharing)
+    batch = pack(samples_of(sample), sharing=sharing)
+    row, paths = row_of(sample), batch.layout.paths
+    assert row.tokens == batch.input_ids.shape[1] and row.rows == batch.layout.row_index.shape[0]
+    assert row.mask == sum(queries * keys for queries, keys in paths.lengths if queries != keys)
+    assert row.paths == len(paths.lengths) and row.keys == sum(keys for _, keys in paths.lengths)
+
+
+def test_states_of_one_gpu_are_sixteen_bytes_a_parameter_in_mixed_precision():
+    plan = make_plan(QWEN, SAMPLE, RunSettings())
+    step = plan.phases["step"]
+    assert step["parameters"] + step["gradients"] + step["optimizer"] == 16 * QWEN.parameters
+
+
+def test_thirty_two_ranks_hold_a_thirty_second_of_the_states():
+    plan = make_plan(QWEN, SAMPLE, RunSettings(engine="fsdp2", gpus=32))
+    step = plan.phases["step"]
+    assert step["parameters"] + step["gradients"] + step["optimizer"] == 16 * QWEN.parameters // 32
+
+
+def test_zero3_keeps_sixteen_bytes_a_parameter_in_other_shares():
+    step = make_plan(QWEN, SAMPLE, RunSettings(engine="zero3", gpus=32)).phases["step"]
+    share = QWEN.parameters // 32
+    assert (step["parameters"], step["gradients"], step["optimizer"]) == (2 * share, 2 * share, 12 * share)
+
+
+def test_lora_trains_adapters_over_a_half_precision_base():
+    plan = make_plan(QWEN, SAMPLE, RunSettings(lora=8))
+    trained = QWEN.layers * QWEN.lora_parameters(8)
+    step = plan.phases["step"]
+    assert step["gradients"] == 4 * trained and step["optimizer"] == 8 * trained
+    assert step["parameters"] == 2 * QWEN.parameters + 4 * trained
+
+
+def test_adamw8bit_keeps_one_byte_a_moment_and_the_embedding_in_fp32():
+    plan = make_plan(QWEN, SAMPLE, RunSettings(optimizer="adamw8bit"))
+    table = QWEN.embedding_parameters
+    rest = QWEN.parameters - table
+    assert plan.phases["step"]["optimizer"] == 2 * rest + 8 * -(-rest // 256) + 8 * table
+
+
+def test_the_head_is_what_workspace_bytes_says():
+    from amopo import workspace_bytes
+
+    plan = make_plan(QWEN, SAMPLE, RunSettings(precision="bf16", checkpointing=True))
+    rows, hidden = plan.row.rows, QWEN.hidden
+    promised = workspace_bytes((rows, hidden, QWEN.vocab), __import__("torch").bfloat16, device="cuda")
+    assert plan.phases["head"]["head"] <= promised + 2 * rows * hidden
+
+
+def test_offloading_moves_states_to_the_host():
+    here = make_plan(QWEN, SAMPLE, RunSettings(engine="zero3", gpus=8))
+    away = make_plan(QWEN, SAMPLE, RunSettings(engine="zero3", gpus=8, offload="all"))
+    assert here.host == 0 and away.phases["step"]["optimizer"] == 0 == away.phases["step"]["parameters"]
+    assert away.host == (2 + 12 + 4) * QWEN.parameters // 8
+
+
+def test_sharing_and_the_released_code_stand_in_order():
+    sample = dataclasses.replace(SAMPLE, samples=2)
+    settings = RunSettings(engine="fsdp2", gpus=32, checkpointing=True)
+    peaks = {name: plan_method(name, QWEN, sample, settings).peak for name in METHODS}
+    assert peaks["released"] > peaks["plain bf16"] > peaks["amopo none"] > peaks["amopo pair"] > peaks["amopo tree"]
+    rows, length = padded(sample)
+    logits = rows * length * QWEN.vocab
+    assert plan_method("released", QWEN, sample, settings).phases["head"]["head"] == 24 * logits
+
+
+def test_the_largest_budget_fits_and_one_sample_more_does_not():
+    settings = RunSettings(engine="fsdp2", gpus=32, checkpointing=True)
+    limit = 40 * GIB
+    most = largest_samples(QWEN, SAMPLE, settings, limit=limit)
+    assert make_plan(QWEN, dataclasses.replace(SAMPLE, samples=most), settings).peak <= limit
+    assert make_plan(QWEN, dataclasses.replace(SAMPLE, samples=most + 1), settings).peak > limit
+    assert largest_samples(QWEN, SAMPLE, settings, limit=GIB) == 0
+
+
+def test_the_smallest_cluster_fits_and_half_of_it_does_not():
+    settings = RunSettings(engine="fsdp2", gpus=8, checkpointing=True)
+    found = smallest_cluster(QWEN, SAMPLE, settings, limit=40 * GIB)
+    assert found.peak <= 40 * GIB
+    half = dataclasses.replace(settings, gpus=found.settings.gpus // 2)
+    assert make_plan(QWEN, SAMPLE, half).peak > 40 * GIB
+    assert smallest_cluster(QWEN, dataclasses.replace(SAMPLE, samples=4000), settings, limit=40 * GIB) is None
+
+
+def test_changes_are_what_their_plans_say():
+    settings = RunSettings(engine="ddp", gpus=8)
+    found = changes(QWEN, SAMPLE, settings, limit=80 * GIB)
+    assert found == sorted(found, key=lambda change: change.peak) and all(change.freed > 0 for change in found)
+    by_label = {change.label: change.peak for change in found}
+    assert by_label["--engine fsdp2"] == make_plan(QWEN, SAMPLE, RunSettings(engine="fsdp2", gpus=8)).peak
+    assert (
+        by_label["--checkpointing"]
+        == make_plan(QWEN, SAMPLE, RunSettings(engine="ddp", gpus=8, checkpointing=True)).peak
+    )
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"engine": "zero9"}, "known: single, ddp, fsdp2, zero3"),
+        ({"gpus": 2}, "engine 'single' runs on one GPU, not on 2"),
+        ({"engine": "fsdp2", "gpus": 12}, "12 GPUs are not a whole number of nodes of 8"),
+        ({"engine": "fsdp2", "gpus": -8}, "gpus must be a whole number of at least 1"),
+        ({"engine": "ddp", "gpus": 8, "offload": "all"}, "'ddp' does not offload"),
+        ({"engine": "fsdp2", "gpus": 8, "offload": "optimizer"}, "--offload all"),
+        ({"engine": "zero3", "gpus": 8, "offload": "all", "optimizer": "adamw8bit"}, "adamw8bit runs on the GPU"),
+        ({"engine": "zero3", "gpus": 8, "precision": "bf16"}, "--precision mixed"),
+        ({"lora": 0}, "lora must be a whole number of at least 1"),
+        ({"precision": "fp8"}, "known: mixed, bf16, fp32"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
+        RunSettings(**given)
+
+
+@pytest.mark.parametrize("given", [{"objectives": 0}, {"prompt": -1}, {"template": -1}, {"sharing": "most"}])
+def test_impossible_samples_are_refused(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        SampleShape(**given)
+
+
+def test_a_budget_that_holds_no_sample_names_the_one_that_does():
+    one = row_of(SAMPLE).tokens
+    with pytest.raises(ValueError, match=f"give --tokens {one} or more"):
+        fill(SAMPLE, one - 1)
+    assert fill(SAMPLE, one).samples == 1 and fill(SAMPLE, 3 * one - 1).samples == 2
+    with pytest.raises(ValueError, match="tokens must be"):
+        fill(SAMPLE, -5)

@@ -1,0 +1,104 @@
+"""What `track` measures is what was held: known sizes, phases, and the plan on a real model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from amopo.memory import track
+from amopo.memory.plan import make_plan
+from amopo.memory.settings import RunSettings, SampleShape
+from amopo.memory.shapes import BUILT_IN
+
+MIB = 1 << 20
+SAMPLE = SampleShape(objectives=2, prompt=40, template=8, chosen=48, rejected=32, samples=4)
+
+
+def test_known_tensors_give_known_peaks():
+    weight = nn.Parameter(torch.zeros(256, 1024))  # 1 MiB
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    model = nn.Module()
+    model.weight = weight
+    with track(model, optimizer) as memory:
+        for _ in range(3):
+            doubled = weight * 2  # 1 MiB
+            loss = (doubled * doubled).sum()  # 1 MiB, gone after the sum
+            del doubled
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(memory.steps) == 3
+    # weight, twice the weight, its square
+    assert memory.peaks["forward"] == pytest.approx(3 * MIB, abs=64)
+    # weight and gradient
+    assert memory.peaks["step"] == pytest.approx(2 * MIB, abs=64)
+    assert memory.peaks["backward"] >= 3 * MIB and "head" not in memory.peaks
+    assert [phase for _, phase, _ in memory.timeline][0] == "forward"
+
+
+def test_what_is_released_is_not_counted():
+    with track(device="cpu") as memory:
+        for _ in range(4):
+            torch.zeros(MIB // 4)
+    assert memory.meter.live() == 0 and memory.meter.peak() == MIB
+
+
+def test_the_gradient_state_that_was_there_before_is_counted():
+    weight = nn.Parameter(torch.zeros(MIB // 4))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = torch.optim.AdamW([weight])
+    optimizer.step()
+    model = nn.Module()
+    model.weight = weight
+    with track(model, optimizer) as memory:
+        pass
+    assert memory.meter.live() == pytest.approx(4 * MIB, abs=64)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("CUDA is there")
+    with pytest.raises(ValueError, match="no CUDA device; leave device out"):
+        track(device="cuda:0")
+
+
+def measured(shape, sample, **settings):
+    pytest.importorskip("transformers")
+    from amopo.memory.profile import profile
+    from amopo.trainer.forward import patch_forward
+
+    return profile(shape, sample, RunSettings(device="cpu", **settings), patch=patch_forward, steps=2)
+
+
+def small(**changes):
+    sizes = {
+        "layers": 4, "hidden": 320, "intermediate": 1024, "heads": 5, "kv_heads": 1, "head_dim": 64, "vocab": 4096,
+    }  # fmt: skip
+    return dataclasses.replace(BUILT_IN["Qwen2.5-7B"], **{**sizes, **changes})
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
+def test_the_plan_is_within_ten_per_cent_of_real_steps(sharing, checkpointing):
+    sample = dataclasses.replace(SAMPLE, sharing=sharing)
+    found = measured(small(), sample, precision="fp32", checkpointing=checkpointing)
+    assert found.plan.peak == pytest.approx(found.peak, rel=0.10)
+    for phase in ("head", "step"):
+        assert found.plan.total(phase) == pytest.approx(found.peaks[phase], rel=0.10), phase
+
+
+@pytest.mark.slow
+def test_a_model_of_a_hundred_million_parameters():
+    shape = small(layers=12, hidden=640, intermediate=1792, heads=10, kv_heads=2, vocab=32000)
+    assert 90e6 < shape.parameters < 110e6
+    found = measured(shape, dataclasses.replace(SAMPLE, samples=2), precision="fp32", checkpointing=True)
+    assert found.plan.peak == pytest.approx(found.peak, rel=0.10)
+
+
+def test_a_plan_for_the_cpu_is_not_the_plan_for_cuda():
+    cpu = make_plan(small(), SAMPLE, RunSettings(precision="fp32", device="cpu"))
+    cuda = make_plan(small(), SAMPLE, RunSettings(precision="fp32"))
+    assert cpu.phases["forward"]["activations"] > cuda.phases["forward"]["activations"]
