@@ -2,9 +2,10 @@
 
 `Console(quiet=...)`: `say(text)` prints a line to stdout; `bar(title)` gives a context manager whose
 `update(done, total, note)` moves a progress bar on stderr when that is a terminal, and prints a plain line now and then
-when it is not. `busy(title)` is for what cannot be counted: from two seconds on it shows that the work goes on, and for
-how long; work that is over sooner leaves no trace. Quiet says nothing, and so does every process of a distributed run
-but the first. `stage(name)` adds the seconds of a block to `seconds[name]`.
+when it is not. `busy(title)` is for work whose end is not known: from two seconds on it shows that it goes on, for how
+long, and how many rows are done if the function that it gives is told; work that is over sooner leaves no trace. Quiet
+says nothing, and so does every process of a distributed run but the first. `stage(name)` adds the seconds of a block to
+`seconds[name]`.
 
 Nothing but lines of text goes to what is not a terminal: no carriage returns, no colours.
 """
@@ -15,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # What takes longer shows that it goes on.
@@ -71,6 +72,7 @@ class Busy:
 
     def __init__(self, title: str, *, interactive: bool) -> None:
         self.title = title
+        self.rows = 0
         self._interactive = interactive
         self._over = threading.Event()
         self._started = time.monotonic()
@@ -83,7 +85,11 @@ class Busy:
         self._thread.join()
         self.clear()
         if self._shown and not self._interactive:
-            print(f"{self.title}: {self._seconds():.0f} s", flush=True)
+            print(f"{self.title}: {self._state()}", flush=True)
+
+    def count(self, rows: int) -> None:
+        """So many rows are done; fewer than before begin another pass."""
+        self.rows = rows
 
     def clear(self) -> None:
         """Takes the note off the terminal's line, for something else to be printed there."""
@@ -95,15 +101,16 @@ class Busy:
         pause = PATIENCE
         while not self._over.wait(pause):
             if self._interactive:
-                sys.stderr.write(f"\r\033[K{self.title} ... {self._seconds():.0f} s")
+                sys.stderr.write(f"\r\033[K{self.title} ... {self._state()}")
                 sys.stderr.flush()
             else:
-                print(f"{self.title} ... {self._seconds():.0f} s", flush=True)
+                print(f"{self.title} ... {self._state()}", flush=True)
             self._shown = True
             pause = 1.0 if self._interactive else PLAIN_EVERY
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._started
+    def _state(self) -> str:
+        seconds = f"{time.monotonic() - self._started:.0f} s"
+        return f"{seconds}, {self.rows} rows" if self.rows else seconds
 
 
 def is_main_process() -> bool:
@@ -133,13 +140,13 @@ class Console:
             bar.close()
 
     @contextmanager
-    def busy(self, title: str) -> Iterator[None]:
+    def busy(self, title: str) -> Iterator[Callable[[int], None]]:
         if self.quiet:
-            yield
+            yield lambda rows: None
             return
         outer, self._busy = self._busy, Busy(title, interactive=self.interactive)
         try:
-            yield
+            yield self._busy.count
         finally:
             self._busy.close()
             self._busy = outer

@@ -120,7 +120,7 @@ def run(settings: Settings) -> None:
 def _make_inputs(folder: Path, plan: Plan, seed: int) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     paths = write_splits(folder, {"train": plan.train_prompts, "eval": plan.eval_prompts}, seed=seed)
-    return read_inputs(str(paths["train"]), eval_data=str(paths["eval"]), objectives=OBJECTIVES)
+    return read_inputs(str(paths["train"]), eval_data=str(paths["eval"]), objectives=OBJECTIVES).in_memory()
 
 
 def _measure(model: Any, tokenizer: Any, inputs: Any, console: Console, seed: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Margins and accuracies on the pairs of a preference file, per objective. With `--generate`, for data that carries
 verifiable tasks (such as `runs/demo/data/eval.jsonl`): responses to every prompt, plain and with each objective's
-template, scored by program. `--out FILE` writes all numbers as JSON.
+template, scored by program; that keeps all prompts and responses in memory. `--out FILE` writes all numbers as JSON.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def run(settings: Settings) -> None:
     check_choices(settings)
     if parse_scratch(settings.model) is not None:
         raise UsageError(f"--model: {settings.model} names an untrained model; give a folder or a Hub name")
-    with console.busy("reading"):
-        inputs = read(settings, eval_fraction=0.0)
-    if settings.generate:
-        _check_tasks(settings, inputs)
+    with console.busy("reading") as count:
+        inputs = read(settings, eval_fraction=0.0, on_rows=count)
+        if settings.generate:
+            _check_tasks(settings, inputs)
     if settings.out is not None:
         _check_parent(settings.out)
     for line in (*inputs.left_out, f"data: {inputs.train.report}"):

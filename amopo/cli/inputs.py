@@ -2,12 +2,18 @@
 
 `read_inputs(...)` -> `Inputs`: the records for training and for evaluation, their pairs, the scales, and lines that say
 what was read, skipped and held out. Evaluation data is a file of its own, or a part of the prompts held out by a seed.
+
+Records and pairs are not kept: they are read from the file again whenever they are gone through (`amopo.data.stream`).
+`read_inputs` reads everything twice: what is wrong with any row, the scales and the ranks of the prompts show in the
+first pass, the pairs are counted in the second. In memory: 8 bytes per prompt, three times that while they are sorted,
+and the bytes per id of `iter_records`. `Inputs.in_memory()` gives lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from amopo.cli.errors import UsageError
@@ -18,23 +24,26 @@ from amopo.data import (
     PreferenceRecord,
     ReadReport,
     Scale,
-    add_overall,
-    build_pairs,
     overall_weights,
     parse_scales,
-    read_records,
-    scales_of,
-    split_records,
     with_overall,
 )
-from amopo.data.scales import as_scales
+from amopo.data.overall import OVERALL_NAME, OVERALL_SCALE, OverallScore
+from amopo.data.pairs import PairMaker, weight_shares
+from amopo.data.readers.forms import OnRows
+from amopo.data.scales import AgreedScales, as_scales, check_objectives
+from amopo.data.split import HeldOut, check_eval_fraction, prompt_rank
+from amopo.data.stream import PairStream, RecordPart, RecordStream, Reiterable
 
 
 @dataclass
 class Part:
-    records: list[PreferenceRecord] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
+    records: Reiterable[PreferenceRecord] = ()
+    pairs: Reiterable[Pair] = ()
     report: PairReport | None = None
+
+    def in_memory(self) -> Part:
+        return replace(self, records=list(self.records), pairs=list(self.pairs))
 
 
 @dataclass
@@ -49,6 +58,10 @@ class Inputs:
         if self.evaluation.report is None:
             return [*found, "evaluation data: none, so there will be no before and after"]
         return [*found, f"evaluation data: {self.evaluation.report}"]
+
+    def in_memory(self) -> Inputs:
+        """The same with lists, for data that is gone through often, or by index."""
+        return replace(self, train=self.train.in_memory(), evaluation=self.evaluation.in_memory())
 
 
 def read_scales(value: str | Mapping[str, Any] | None) -> dict[str, Scale]:
@@ -87,43 +100,74 @@ def read_inputs(
     overall: bool = False,
     score_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
+    on_rows: OnRows | None = None,
 ) -> Inputs:
+    """What `--data` (and `--eval-data`) gives; `on_rows(n)` is told how many rows of a pass are read."""
+    weight_shares(score_weights, check_objectives(objectives))
+    check_eval_fraction(eval_fraction)
     left_out: list[str] = []
+    agreed = AgreedScales()
+    ranks = array("q")
+    is_split = eval_data is None and eval_fraction > 0
 
-    def read(path: str) -> list[PreferenceRecord]:
-        report = ReadReport()
-        found = read_records(path, objectives=objectives, scales=scales, format=format, report=report)
+    def first_pass(path: str) -> RecordStream:
+        stream, report = RecordStream(path, objectives=objectives, scales=scales, format=format), ReadReport()
+        for record in stream.read(report=report, on_rows=on_rows):
+            agreed.add(record)
+            if is_split:
+                ranks.append(prompt_rank(record.prompt, seed=seed))
         if not report.is_complete:
             left_out.append(f"{path}: {report}")
-        return found
+        return stream
 
-    records = read(data)
+    streams = {"training": first_pass(data)}
     if eval_data is not None:
-        train, held_out = records, read(eval_data)
-    else:
-        train, held_out = split_records(records, eval_fraction=eval_fraction, seed=seed)
-    found_scales = scales_of([*train, *held_out])
+        streams["evaluation"] = first_pass(eval_data)
+    held_out = HeldOut.choose(ranks, eval_fraction=eval_fraction, seed=seed) if is_split else None
+    found_scales, change = agreed.scales, None
     if overall:
-        made_of = {"objectives": objectives, "scales": found_scales, "weights": score_weights}
-        train, held_out = add_overall(train, **made_of), add_overall(held_out, **made_of)
-        objectives, found_scales = with_overall(objectives), scales_of([*train, *held_out])
+        change = OverallScore(objectives, scales=found_scales, weights=score_weights).of
+        objectives, found_scales = with_overall(objectives), {**found_scales, OVERALL_NAME: OVERALL_SCALE}
         score_weights = overall_weights(objectives)
 
-    def part(name: str, chosen_records: list[PreferenceRecord]) -> Part:
-        if not chosen_records:
+    def make_maker() -> PairMaker:
+        return PairMaker(
+            objectives,
+            scales=found_scales,
+            weights=score_weights,
+            strategy=strategy,
+            pairs_per_prompt=pairs_per_prompt,
+            orientation=orientation,
+        )
+
+    def part(name: str) -> Part:
+        if name not in makers:
             return Part()
         try:
-            pairs, report = build_pairs(
-                chosen_records,
-                objectives=objectives,
-                scales=found_scales,
-                weights=score_weights,
-                strategy=strategy,
-                pairs_per_prompt=pairs_per_prompt,
-                orientation=orientation,
-            )
+            report = makers[name].final_report()
         except DataError as error:
             raise DataError(f"{name} data: {error}") from None
-        return Part(chosen_records, pairs, report)
+        stream = streams.get(name, streams["training"])
+        keep = None if held_out is None else lambda record: held_out.holds(record.prompt) == (name == "evaluation")
+        records = RecordPart(stream, report.records, keep=keep, change=change)
+        return Part(records, PairStream(records, report.pairs, make_maker=make_maker), report)
 
-    return Inputs(part("training", train), part("evaluation", held_out), found_scales, left_out)
+    makers = _second_pass(streams, held_out, change, make_maker, on_rows)
+    return Inputs(part("training"), part("evaluation"), found_scales, left_out)
+
+
+def _second_pass(
+    streams: Mapping[str, RecordStream],
+    held_out: HeldOut | None,
+    change: Callable[[PreferenceRecord], PreferenceRecord] | None,
+    make_maker: Callable[[], PairMaker],
+    on_rows: OnRows | None,
+) -> dict[str, PairMaker]:
+    """What has made all pairs of each part, for its report."""
+    makers = {name: make_maker() for name in (streams if held_out is None else ("training", "evaluation"))}
+    for stream_name, stream in streams.items():
+        for record in stream.read(on_rows=on_rows):
+            is_held_out = held_out is not None and held_out.holds(record.prompt)
+            maker = makers["evaluation" if is_held_out else stream_name]
+            maker.of(record if change is None else change(record))
+    return makers

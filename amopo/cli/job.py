@@ -8,6 +8,10 @@ preference metrics before and after, the log of the training, seconds. What is k
 with "finished": false, so that a run that is stopped can be reported. `job.measure(model, tokenizer)` may add
 measurements of its own, under the key "generation"; `job.samples` held-out prompts are answered before and after.
 
+Records and pairs may be streams (`amopo.data.stream`): with `cache=True` their tokens are in files, and memory holds a
+few bytes per pair. Without, samples are a list. A model from scratch gets its tokenizer, and what it imitates, from at
+most `SCRATCH_PROMPTS` training prompts, drawn by the seed; that is said where there are more.
+
 Everything that can be wrong with the input raises before training. A run from scratch keeps the imitating model in
 `imitation/`, from where a resumed run takes it.
 """
@@ -16,11 +20,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +35,18 @@ from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
 from amopo.cli.models import add_lora, fresh, load
-from amopo.data import Pair, PairTokenizer, TokenizationReport, cached_samples
+from amopo.data import Pair, PairTokenizer, PreferenceRecord, TokenizationReport, cached_samples
+from amopo.data.stream import Reiterable, each, sample_of
 from amopo.evaluation.preferences import silence, without_prefix
 from amopo.evaluation.samples import sample_responses
-from amopo.packing import TokenizedSample
+from amopo.packing import TokenDataset, TokenizedSample
 from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
 
 METRICS_FILE = "metrics.json"
 IMITATION_FOLDER = "imitation"
 SILENT_SECONDS = 2.0  # what is done sooner needs no progress bar
+SCRATCH_PROMPTS = 10_000  # enough for a vocabulary of 4096 tokens; their demonstrations are lists in memory
 
 
 @dataclass
@@ -140,9 +147,12 @@ def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
             raise UsageError(f"--resume: {folder} is missing, so the model that this run began with is not known")
         model, tokenizer = load(str(folder.absolute()))
     else:
+        if len(job.inputs.train.records) > SCRATCH_PROMPTS:
+            prompts = f"{SCRATCH_PROMPTS} of {len(job.inputs.train.records)} training prompts"
+            console.say(f"the tokenizer and the imitation are made from {prompts}, drawn by the seed")
         model, tokenizer = fresh(
             size,
-            job.inputs.train.records,
+            _scratch_records(job),
             objectives=job.args.objectives,
             scales=job.inputs.scales,
             template=job.template,
@@ -163,17 +173,19 @@ def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dic
 
     options = job.imitation
     with console.stage("imitation"):
-        rows = demonstrations(
-            job.inputs.train.records,
-            tokenizer,
-            objectives=job.args.objectives,
-            scales=job.inputs.scales,
-            template=job.template,
-            conditioned=options.conditioned,
-            max_prompt_length=job.max_prompt_length,
-            max_response_length=job.max_response_length,
-            seed=job.args.seed,
-        )
+        with console.busy("reading what to imitate"):
+            records = _scratch_records(job)
+            rows = demonstrations(
+                records,
+                tokenizer,
+                objectives=job.args.objectives,
+                scales=job.inputs.scales,
+                template=job.template,
+                conditioned=options.conditioned,
+                max_prompt_length=job.max_prompt_length,
+                max_response_length=job.max_response_length,
+                seed=job.args.seed,
+            )
         with console.bar("imitation") as bar:
             result = imitate(
                 model,
@@ -188,34 +200,53 @@ def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dic
     folder = job.folder / IMITATION_FOLDER
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"demonstrations": len(rows), **dataclasses.asdict(options), **dataclasses.asdict(result)}
+    return {
+        "demonstrations": len(rows),
+        "prompts": len(records),
+        **dataclasses.asdict(options),
+        **dataclasses.asdict(result),
+    }
+
+
+def _scratch_records(job: Job) -> list[PreferenceRecord]:
+    """The training records that a model from scratch begins with."""
+    return sample_of(job.inputs.train.records, SCRATCH_PROMPTS, seed=job.args.seed)
 
 
 def tokenize(
-    pairs: Sequence[Pair], tokenizer: Any, console: Console, *, cache: bool, **settings: Any
+    pairs: Reiterable[Pair], tokenizer: Any, console: Console, *, cache: bool, **settings: Any
 ) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
     """Samples in mapped files where they are cached, else as a list; `settings` as for `tokenize_pairs`."""
-    with console.stage("tokenise"), contextlib.ExitStack() as stack:
-        started, bars = time.monotonic(), []
-
-        def show(done: int) -> None:
-            if not bars and time.monotonic() - started > SILENT_SECONDS:
-                bars.append(stack.enter_context(console.bar("tokenise")))
-            if bars and (done % 100 == 0 or done == len(pairs)):
-                bars[0].update(done, len(pairs))
-
+    with console.stage("tokenise"):
         if cache:
-            return cached_samples(pairs, tokenizer, on_sample=show, **settings)
+            # the first pass is for the key; where the tokens are kept already, it is the only one
+            return cached_samples(_Shown(pairs, console, "looking for kept tokens", "tokenise"), tokenizer, **settings)
         run = PairTokenizer(tokenizer, **settings)
-        samples = []
-        for sample in run.samples(pairs):
-            samples.append(sample)
-            show(len(samples))
-        return samples, run.report()
+        return list(run.samples(_Shown(pairs, console, "tokenise"))), run.report()
+
+
+class _Shown:
+    """Pairs whose passes show how far they are, under these titles, if they take long."""
+
+    def __init__(self, pairs: Reiterable[Pair], console: Console, *titles: str) -> None:
+        self._pairs, self._console, self._titles = pairs, console, list(titles)
+
+    def __iter__(self) -> Iterator[Pair]:
+        title = self._titles.pop(0) if len(self._titles) > 1 else self._titles[0]
+        started, bars = time.monotonic(), []
+        with contextlib.ExitStack() as stack:
+
+            def show(done: int, total: int) -> None:
+                if not bars and time.monotonic() - started > SILENT_SECONDS:
+                    bars.append(stack.enter_context(self._console.bar(title)))
+                if bars and (done % 100 == 0 or done == total):
+                    bars[0].update(done, total)
+
+            yield from each(self._pairs, show)
 
 
 def _tokenize(
-    job: Job, pairs: Sequence[Pair], tokenizer: Any, console: Console
+    job: Job, pairs: Reiterable[Pair], tokenizer: Any, console: Console
 ) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
     return tokenize(
         pairs,
@@ -258,7 +289,10 @@ def _make_trainer(
 def _check_budget(job: Job, model: Any, samples: Sequence[TokenizedSample]) -> None:
     """A budget that cannot hold the largest sample would otherwise show only when that sample comes up."""
     weight = model.get_output_embeddings().weight
-    rows = max(sample.num_objectives * (len(sample.chosen) + len(sample.rejected)) for sample in samples)
+    if isinstance(samples, TokenDataset):  # knows it without reading a token
+        rows = int(samples.sizes("none").rows.max())
+    else:
+        rows = max(sample.num_objectives * (len(sample.chosen) + len(sample.rejected)) for sample in samples)
     vocabulary, hidden = getattr(weight, "ds_shape", weight.shape)
     shape = (rows, hidden, vocabulary)
     try:
@@ -286,7 +320,7 @@ def _measure(job: Job, trainer: Any, tokenizer: Any, console: Console, when: str
             measured["samples"] = sample_responses(
                 trainer.model,
                 tokenizer,
-                job.inputs.evaluation.records[: job.samples],
+                list(itertools.islice(job.inputs.evaluation.records, job.samples)),
                 max_prompt_length=job.max_prompt_length,
                 max_new_tokens=min(job.sample_tokens, job.max_response_length),
             )

@@ -149,8 +149,9 @@ def run(settings: Settings) -> None:
     console = Console(quiet=settings.quiet)
     check_choices(settings)
     args = make_config(settings)
-    with console.stage("read"), console.busy("reading"):
-        inputs = read(settings, eval_data=settings.eval_data, eval_fraction=settings.eval_fraction, seed=args.seed)
+    parts = {"eval_data": settings.eval_data, "eval_fraction": settings.eval_fraction, "seed": args.seed}
+    with console.stage("read"), console.busy("reading") as count:
+        inputs = read(settings, on_rows=count, **parts)
     for line in inputs.lines():
         console.say(line)
     quiet_libraries(settings)

@@ -1,6 +1,7 @@
 """An objective for overall quality, made of the others.
 
     records = add_overall(records, objectives=["helpfulness", "correctness"], scales=..., weights=None)
+    OverallScore(objectives, scales=..., weights=None).of(record)      the same, one record at a time
     objectives = ["overall", "helpfulness", "correctness"]
     build_pairs(records, objectives=objectives, weights=overall_weights(objectives))
 
@@ -48,16 +49,29 @@ def add_overall(
     weights: Mapping[str, float] | Sequence[float] | None = None,
 ) -> list[PreferenceRecord]:
     """Records whose responses have a score "overall"; `objectives`, `weights` are those that it is made of."""
-    with_overall(objectives)
-    shares = weight_shares(weights, objectives)
-    return [
-        replace(
+    overall = OverallScore(objectives, scales=scales, weights=weights)
+    return [overall.of(record) for record in records]
+
+
+class OverallScore:
+    """Adds the score to one record after the other; keeps none."""
+
+    def __init__(
+        self,
+        objectives: Sequence[str],
+        *,
+        scales: Mapping[str, Scale],
+        weights: Mapping[str, float] | Sequence[float] | None = None,
+    ) -> None:
+        with_overall(objectives)
+        self.scales, self.shares = scales, weight_shares(weights, objectives)
+
+    def of(self, record: PreferenceRecord) -> PreferenceRecord:
+        return replace(
             record,
-            responses=tuple(_scored(response, record, shares, scales) for response in record.responses),
+            responses=tuple(_scored(response, record, self.shares, self.scales) for response in record.responses),
             scales={**record.scales, OVERALL_NAME: OVERALL_SCALE},
         )
-        for record in records
-    ]
 
 
 def _scored(

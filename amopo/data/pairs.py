@@ -91,13 +91,7 @@ def build_pairs(
         strict=strict,
     )
     pairs = [pair for record in records for pair in maker.of(record)]
-    report = maker.report()
-    if not pairs:
-        needed = "different scores on an objective" if orientation == PER_OBJECTIVE else "different weighted scores"
-        raise DataError(
-            f"no pair of responses can be compared ({report}); responses with different texts and {needed} are needed"
-        )
-    return pairs, report
+    return pairs, maker.final_report()
 
 
 class PairMaker:
@@ -159,6 +153,18 @@ class PairMaker:
             ties_by_objective={name: self._ties[name] for name in self.objectives},
             orientation=self.orientation,
         )
+
+    def final_report(self) -> PairReport:
+        """The report of all records. Raises DataError if there is no pair."""
+        report = self.report()
+        if not report.pairs:
+            per_objective = self.orientation == PER_OBJECTIVE
+            needed = "different scores on an objective" if per_objective else "different weighted scores"
+            raise DataError(
+                f"no pair of responses can be compared ({report}); responses with different texts and {needed} are "
+                "needed"
+            )
+        return report
 
     def _compare(self, record: PreferenceRecord) -> _Compared:
         """Every two responses of a record."""

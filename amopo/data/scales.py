@@ -90,15 +90,26 @@ def resolve_scales(
 
 def scales_of(records: Iterable[PreferenceRecord]) -> dict[str, Scale]:
     """The scales that the records were read with. Records that disagree about one raise DataError."""
-    found: dict[str, Scale] = {}
-    first: dict[str, PreferenceRecord] = {}
+    agreed = AgreedScales()
     for record in records:
+        agreed.add(record)
+    return agreed.scales
+
+
+class AgreedScales:
+    """The scales of one record after the other; keeps the name of the first record with each, no records."""
+
+    def __init__(self) -> None:
+        self.scales: dict[str, Scale] = {}
+        self._first: dict[str, str] = {}
+
+    def add(self, record: PreferenceRecord) -> None:
+        """Raises DataError for a record that disagrees with those before it."""
         for objective, scale in record.scales.items():
-            if found.setdefault(objective, scale) != scale:
+            if objective not in self.scales:
+                self.scales[objective], self._first[objective] = scale, record.label
+            elif self.scales[objective] != scale:
                 raise DataError(
-                    f"{record.label} scores {objective!r} on {scale}, but {first[objective].label} on "
-                    f"{found[objective]}; "
-                    f"one objective has one scale"
+                    f"{record.label} scores {objective!r} on {scale}, but {self._first[objective]} on "
+                    f"{self.scales[objective]}; one objective has one scale"
                 )
-            first.setdefault(objective, record)
-    return found

@@ -4,14 +4,19 @@
 prompt stay together, so that no evaluation prompt was seen in training. Which prompts are held out depends on the
 prompts and the seed alone, not on their order in the file. Both parts keep the order of the file.
 
-`prompt_rank` and `number_held_out` are that choice; `amopo.data.split_file` makes the same one for files.
+`HeldOut` is that choice where the records are not at hand: it needs their ranks (`prompt_rank`) alone, 8 bytes each,
+and three times that while they are sorted.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
+
+import torch
 
 from amopo.data.schema import DataError, Message, PreferenceRecord, is_finite_number
 
@@ -41,6 +46,26 @@ def number_held_out(distinct_prompts: int, *, eval_fraction: float) -> int:
     return min(max(1, round(eval_fraction * distinct_prompts)), distinct_prompts - 1)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Which prompts are held out: those whose rank is at most `last_rank`, `count` of all `prompts`."""
+
+    seed: int
+    last_rank: int
+    count: int
+    prompts: int
+
+    @classmethod
+    def choose(cls, ranks: array, *, eval_fraction: float, seed: int) -> HeldOut:
+        """From the ranks ("q") of all records, in any order; see `number_held_out` for what raises."""
+        distinct = torch.frombuffer(ranks, dtype=torch.int64).unique() if ranks else torch.empty(0)  # sorted
+        count = number_held_out(len(distinct), eval_fraction=eval_fraction)
+        return cls(seed, int(distinct[count - 1]), count, len(distinct))
+
+    def holds(self, prompt: Sequence[Message]) -> bool:
+        return prompt_rank(prompt, seed=self.seed) <= self.last_rank
+
+
 def split_records(
     records: Sequence[PreferenceRecord], *, eval_fraction: float, seed: int
 ) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
@@ -48,9 +73,8 @@ def split_records(
     check_eval_fraction(eval_fraction)
     if eval_fraction == 0:
         return list(records), []
-    ranks = [prompt_rank(record.prompt, seed=seed) for record in records]
-    ranked = sorted(set(ranks))
-    held_out = set(ranked[: number_held_out(len(ranked), eval_fraction=eval_fraction)])
-    train = [record for record, rank in zip(records, ranks, strict=True) if rank not in held_out]
-    evaluation = [record for record, rank in zip(records, ranks, strict=True) if rank in held_out]
+    ranks = array("q", (prompt_rank(record.prompt, seed=seed) for record in records))
+    held_out = HeldOut.choose(ranks, eval_fraction=eval_fraction, seed=seed)
+    train = [record for record, rank in zip(records, ranks, strict=True) if rank > held_out.last_rank]
+    evaluation = [record for record, rank in zip(records, ranks, strict=True) if rank <= held_out.last_rank]
     return train, evaluation

@@ -4,9 +4,9 @@
 each, in their form and order; rows that belong to one prompt stay together. The prompts held out are those that
 `split_records` holds out from the same file with the same seed. Scores are not looked at.
 
-Two passes; in memory 8 bytes per record for the ranks of their prompts, three times that while they are sorted. A row
-that cannot be read ends it before anything is written. Rows without an id are called by their number in a file, so they
-have other names in the parts.
+Two passes, of the same rows (see `amopo.data.sources.steady`); in memory 8 bytes per record for the ranks of their
+prompts, three times that while they are sorted. A row that cannot be read ends it before anything is written. Rows
+without an id are called by their number in a file, so they have other names in the parts.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 
-import torch
-
 from amopo.data.output import write_rows
 from amopo.data.prompts import parse_prompt
 from amopo.data.readers.forms import OnRows, read_raw
 from amopo.data.readers.raw import RawRecord
 from amopo.data.schema import DataError
-from amopo.data.sources import Source, open_source
-from amopo.data.split import check_eval_fraction, number_held_out, prompt_rank
+from amopo.data.sources import Source
+from amopo.data.sources.steady import open_steady
+from amopo.data.split import HeldOut, check_eval_fraction, prompt_rank
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,21 @@ def split_file(
     check_eval_fraction(eval_fraction)
     if eval_fraction == 0:
         raise ValueError("eval_fraction is 0, so there is nothing to hold out; give a share above 0")
-    rows = open_source(source)
+    rows = open_steady(source)
     form, ranked = _ranked(rows, format, seed, on_rows)
     ranks = array("q", (rank for _, rank in ranked))
-    distinct = torch.frombuffer(ranks, dtype=torch.int64).unique()  # sorted
     try:
-        count = number_held_out(len(distinct), eval_fraction=eval_fraction)
+        chosen = HeldOut.choose(ranks, eval_fraction=eval_fraction, seed=seed)
     except DataError as error:
         raise DataError(str(error), file=rows.name) from None
-    last = int(distinct[count - 1])
     written = {True: 0, False: 0}
     with write_rows(train) as write_train, write_rows(evaluation) as write_evaluation:
         for raw, rank in _ranked(rows, form, seed, on_rows)[1]:
-            is_held_out = rank <= last
+            is_held_out = rank <= chosen.last_rank
             for _, row in raw.rows:
                 (write_evaluation if is_held_out else write_train)(row)
                 written[is_held_out] += 1
-    return SplitReport(form, len(distinct) - count, written[False], count, written[True])
+    return SplitReport(form, chosen.prompts - chosen.count, written[False], chosen.count, written[True])
 
 
 def _ranked(

@@ -25,9 +25,10 @@ from typing import Any
 from amopo.data.chat import ChatEncoder
 from amopo.data.scales import check_objectives, resolve_scales
 from amopo.data.schema import DataError, Message, Pair, Scale
+from amopo.data.seen import SeenNames
 from amopo.data.templates import Template, get_template
 from amopo.data.truncate import fit_prompt
-from amopo.packing.sample import TokenizedSample, sample_id_to_int64
+from amopo.packing.sample import TokenizedSample
 
 PLAIN = "plain"
 
@@ -97,7 +98,7 @@ class PairTokenizer:
         _check_length("max_prompt_length", max_prompt_length)
         _check_length("max_response_length", max_response_length)
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
-        self._seen: set[int] = set()
+        self._seen = SeenNames()
         self._counts = dict.fromkeys(("pairs", "samples", "prompts_cut", "chosen_cut", "rejected_cut"), 0)
         self._longest = {"prompt": 0, "response": 0}
 
@@ -136,10 +137,8 @@ class PairTokenizer:
         """The sample of a pair; None if its responses are the same, token for token."""
         name, counts, chat = f"sample {pair.id!r}", self._counts, self.chat
         shown, signs = self.shown_scores(pair), self._signs(pair)
-        key = sample_id_to_int64(str(pair.id))
-        if key in self._seen:
+        if self._seen.add(str(pair.id)):
             raise DataError(f"{name}: another pair has this id; the weights' noise is keyed by it, so ids must differ")
-        self._seen.add(key)
         counts["pairs"] += 1
         try:
             chosen, rejected = chat.response(pair.chosen.text), chat.response(pair.rejected.text)

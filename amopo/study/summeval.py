@@ -52,7 +52,7 @@ class SummevalStudy:
             eval_fraction=self.settings.eval_fraction,
             strategy="all",
             seed=seed,
-        )
+        ).in_memory()
         pairs = inputs.train.pairs
         if len(pairs) < self.settings.pairs:
             raise DataError(

@@ -44,7 +44,7 @@ class TaskStudy:
         data.mkdir(parents=True, exist_ok=True)
         sizes = {"train": self.settings.train_prompts, "eval": self.settings.eval_prompts}
         paths = write_splits(data, sizes, seed=seed)
-        return read_inputs(str(paths["train"]), eval_data=str(paths["eval"]), objectives=OBJECTIVES)
+        return read_inputs(str(paths["train"]), eval_data=str(paths["eval"]), objectives=OBJECTIVES).in_memory()
 
     def measure(self, model: Any, tokenizer: Any, inputs: Inputs, seed: int, on_batch: Progress) -> dict[str, Any]:
         settings = self.settings

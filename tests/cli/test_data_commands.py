@@ -224,7 +224,8 @@ def test_train_and_eval_take_every_form(amopo, small, write, rows, tmp_path):
     array, packed = tmp_path / "array.json", tmp_path / "trl.gz"
     array.write_text(json.dumps([as_released(row) for row in plain]))
     packed.write_bytes(gzip.compress("".join(json.dumps(as_trl(row)) + "\n" for row in plain).encode()))
-    read = [read_inputs(str(path), objectives=["a", "b"]) for path in (write(plain), array, packed)]
+    paths = write(plain), array, packed
+    read = [read_inputs(str(path), objectives=["a", "b"]).in_memory() for path in paths]
     for inputs in read[1:]:
         assert inputs.train.pairs == read[0].train.pairs and inputs.evaluation.pairs == read[0].evaluation.pairs
         assert inputs.scales == read[0].scales and len(inputs.train.pairs) == 11

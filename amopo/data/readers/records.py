@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_records(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | Source,
     *,
     objectives: Sequence[str],
     scales: Mapping[str, ScaleLike] | None = None,
@@ -61,7 +61,7 @@ def read_records(
 
 
 def iter_records(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | Source,
     *,
     objectives: Sequence[str],
     scales: Mapping[str, ScaleLike] | None = None,

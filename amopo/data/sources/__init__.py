@@ -12,6 +12,8 @@
 
 Text is UTF-8, with or without gzip; the content decides, not the name. Every source streams: it keeps one chunk of rows
 and can be read again from its beginning. `number` counts from 1: lines of JSON lines (blank ones too), else rows.
+
+`open_steady` (sources/steady.py) is for several passes: it sees to it that they give the same rows.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ __all__ = ["Fail", "Row", "Source", "open_source", "stop"]
 _SKIPPED = b" \t\r\n\xef\xbb\xbf"  # space and a byte-order mark
 
 
-def open_source(name: str | os.PathLike[str]) -> Source:
+def open_source(name: str | os.PathLike[str] | Source) -> Source:
     """The source of that name. A file that is not there or cannot be read raises `DataError` here."""
+    if isinstance(name, Source):
+        return name
     if isinstance(name, str) and name.startswith(PREFIX):
         return HubRows(name)
     path = Path(name)
