@@ -52,7 +52,7 @@ def test_weights_and_loss_after_two_steps_equal_the_single_process(case, two_ran
         assert len(history) == 2
         for got, wanted in zip(history, expected, strict=True):
             for name in wanted:
-                if not name.endswith("tokens_per_second") and name != "amopo/fill":
+                if not name.endswith("tokens_per_second") and name not in ("amopo/fill", "amopo/peak_memory_gib"):
                     assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
         for name, value in evaluated.items():
             if name not in ("eval_runtime", "eval_samples_per_second"):
