@@ -131,7 +131,7 @@ def _run(sources: Sources, name: str) -> Run:
         folder=sources.folder,
         objectives=objectives,
         training=training,
-        evaluations=_once_per_step(evaluations),
+        evaluations=_merged_per_step(evaluations),
         settings=settings,
         versions=dict_at(metrics, "versions") or dict_at(record, "versions"),
         facts={key: metrics[key] for key in ("machine", "model", "data", "imitation", "seconds") if metrics.get(key)},
@@ -147,6 +147,7 @@ def _run(sources: Sources, name: str) -> Run:
     )
     if bad_rows:
         run.notes.append(f"left out {bad_rows} logged rows that name no step")
+    run.notes += _other_datasets(run.evaluations)
     run.notes += _not_finite(training)
     run.absent = _absent(run)
     return run
@@ -174,6 +175,21 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict], list[dict], l
 def _once_per_step(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_step = {row["step"]: row for row in rows}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _merged_per_step(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Several datasets may be evaluated at one step, each in a row of its own."""
+    by_step: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], {}).update(row)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _other_datasets(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One note on evaluations of named datasets, whose metrics carry the name before their own."""
+    mark = "_rewards/margins"
+    names = sorted({key.removesuffix(mark) for row in evaluations for key in row if key.endswith(mark)})
+    return [f"evaluations of named datasets are not drawn: {', '.join(names)}"] if names else []
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> Series:

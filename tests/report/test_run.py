@@ -49,6 +49,17 @@ def test_evaluations_begin_with_the_one_before_training(tmp_path):
     assert (held_out.steps, held_out.values) == ([0, 24], [0.25, 0.9])
 
 
+def test_evaluations_of_named_datasets_are_said_and_hide_nothing(tmp_path):
+    found = metrics()
+    found["log_history"] += [
+        {"step": 24, "eval_rewards/margins/tone": 0.9},
+        {"step": 24, "eval_easy_rewards/margins": 0.4, "eval_easy_loss": 0.5},
+    ]
+    run = load(write_run(tmp_path, found))
+    assert run.held_out("rewards/margins/tone").values == [0.25, 0.9]
+    assert run.notes == ["evaluations of named datasets are not drawn: easy"]
+
+
 def test_a_stopped_run_is_read_from_the_log_that_it_wrote(tmp_path):
     before = metrics()["preferences"]["before"]
     write_run(tmp_path, metrics(finished=False, log_history=None, preferences={"before": before}, samples=None))

@@ -68,7 +68,8 @@ def test_unequal_micro_batches_equal_one_batch(tmp_path, optim, tolerance):
     assert relative_error(tiny_runs.weights_of(parts.model), tiny_runs.weights_of(whole.model)) < tolerance
     for got, expected in zip(steps_of(parts), steps_of(whole), strict=True):
         for name in expected:
-            if not name.endswith("tokens_per_second") and name != "amopo/fill":
+            # the machine's, and what depends on the batches
+            if not name.endswith("tokens_per_second") and name not in ("amopo/fill", "amopo/peak_memory_gib"):
                 assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
 
 
