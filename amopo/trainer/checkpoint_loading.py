@@ -14,7 +14,13 @@ from torch import nn
 from transformers import Trainer
 
 from amopo.trainer.resume import SCHEDULER_FILE, read_settings
-from amopo.trainer.sharded_checkpoints import holds_fsdp, load_fsdp_optimizer, load_fsdp_weights, make_universal
+from amopo.trainer.sharded_checkpoints import (
+    holds_fsdp,
+    load_fsdp_optimizer,
+    load_fsdp_weights,
+    make_universal,
+    separate_step_counts,
+)
 
 
 class CheckpointLoading(Trainer):
@@ -36,6 +42,9 @@ class CheckpointLoading(Trainer):
         load_fsdp_weights(resume_from_checkpoint, self.model if model is None else model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            outer = self.model_wrapped.optimizer
+            separate_step_counts(getattr(outer, "optimizer", outer))  # ZeRO wraps the optimizer that counts
         if checkpoint is None or self.is_fsdp_enabled or not holds_fsdp(checkpoint):
             return super()._load_optimizer_and_scheduler(checkpoint)
         load_fsdp_optimizer(checkpoint, self.model, self.optimizer.optimizer)

@@ -66,6 +66,17 @@ def _read(folder: str | os.PathLike, name: str, key: str) -> dict[str, Any]:
         return torch.load(whole, map_location="cpu", weights_only=True)[key]
 
 
+def separate_step_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter a step count of its own.
+
+    DeepSpeed 0.19 loads a universal ZeRO-3 checkpoint with one tensor as the step of all parameter groups, and torch's
+    Adam counts it up in place, once per group.
+    """
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
+
+
 def universal_tag(folder: str | os.PathLike) -> str | None:
     """The name of the universal checkpoint in `folder`, or None."""
     latest = Path(folder) / "latest_universal"
