@@ -8,6 +8,9 @@ says nothing, and so does every process of a distributed run but the first. `sta
 `seconds[name]`.
 
 Nothing but lines of text goes to what is not a terminal: no carriage returns, no colours.
+
+Where nobody reads stdout any more (`amopo train | head`), `say` raises BrokenPipeError, unless the console
+`outlives_readers`: what it says is then dropped, and the work, whose result is in files, goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # What takes longer shows that it goes on.
 PATIENCE = 2.0
@@ -25,10 +28,33 @@ PATIENCE = 2.0
 PLAIN_EVERY = 10.0
 
 
+def write_line(text: str) -> None:
+    print(text, flush=True)
+
+
+def drop_stdout() -> None:
+    """Sends what is still written to stdout nowhere: nobody reads it, and every write would fail."""
+    with suppress(OSError, ValueError):  # a stream without a file of its own
+        target = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, target)
+        os.close(nowhere)
+
+
+def stdout_is_gone() -> bool:
+    """Whether it was stdout that raised BrokenPipeError: what could not be written is still to be written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
 class Bar:
     """Progress of one loop. Without a terminal it writes lines to stdout."""
 
-    def __init__(self, title: str, *, quiet: bool, interactive: bool) -> None:
+    def __init__(self, title: str, *, quiet: bool, interactive: bool, say: Callable[[str], None] = write_line) -> None:
+        self._say = say
         self.title, self.done, self.total, self.note = title, 0, 0, ""
         self._quiet = quiet
         self._started = time.monotonic()
@@ -64,15 +90,16 @@ class Bar:
         share = 100 * self.done // max(1, self.total)
         note = f", {self.note}" if self.note else ""
         seconds = self._last_line - self._started
-        print(f"{self.title}: {self.done}/{self.total} ({share} %), {seconds:.0f} s{note}", flush=True)
+        self._say(f"{self.title}: {self.done}/{self.total} ({share} %), {seconds:.0f} s{note}")
 
 
 class Busy:
     """Says from a thread of its own that something goes on."""
 
-    def __init__(self, title: str, *, interactive: bool) -> None:
+    def __init__(self, title: str, *, interactive: bool, say: Callable[[str], None] = write_line) -> None:
         self.title = title
         self.rows = 0
+        self._say = say
         self._interactive = interactive
         self._over = threading.Event()
         self._started = time.monotonic()
@@ -85,7 +112,7 @@ class Busy:
         self._thread.join()
         self.clear()
         if self._shown and not self._interactive:
-            print(f"{self.title}: {self._state()}", flush=True)
+            self._say(f"{self.title}: {self._state()}")
 
     def count(self, rows: int) -> None:
         """So many rows are done; fewer than before begin another pass."""
@@ -104,7 +131,10 @@ class Busy:
                 sys.stderr.write(f"\r\033[K{self.title} ... {self._state()}")
                 sys.stderr.flush()
             else:
-                print(f"{self.title} ... {self._state()}", flush=True)
+                try:
+                    self._say(f"{self.title} ... {self._state()}")
+                except BrokenPipeError:
+                    return  # the next line of the main thread finds out
             self._shown = True
             pause = 1.0 if self._interactive else PLAIN_EVERY
 
@@ -119,7 +149,8 @@ def is_main_process() -> bool:
 
 
 class Console:
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, outlives_readers: bool = False) -> None:
+        self._outlives_readers = outlives_readers
         self.quiet = quiet or not is_main_process()
         self.interactive = sys.stderr.isatty()
         self.seconds: dict[str, float] = {}
@@ -129,11 +160,19 @@ class Console:
         if not self.quiet:
             if self._busy is not None:
                 self._busy.clear()
-            print(text, flush=True)
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            write_line(text)
+        except BrokenPipeError:
+            if not self._outlives_readers:
+                raise
+            drop_stdout()
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Bar]:
-        bar = Bar(title, quiet=self.quiet, interactive=self.interactive)
+        bar = Bar(title, quiet=self.quiet, interactive=self.interactive, say=self._write)
         try:
             yield bar
         finally:
@@ -144,7 +183,7 @@ class Console:
         if self.quiet:
             yield lambda rows: None
             return
-        outer, self._busy = self._busy, Busy(title, interactive=self.interactive)
+        outer, self._busy = self._busy, Busy(title, interactive=self.interactive, say=self._write)
         try:
             yield self._busy.count
         finally:

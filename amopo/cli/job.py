@@ -7,6 +7,7 @@ returns the metrics that it also writes to `metrics.json` in the output director
 preference metrics before and after, the log of the training, seconds. What is known before training is written then,
 with "finished": false, so that a run that is stopped can be reported. `job.measure(model, tokenizer)` may add
 measurements of its own, under the key "generation"; `job.samples` held-out prompts are answered before and after.
+Where `job.go_on` says how to go on, Ctrl-C saves a checkpoint (`amopo.cli.stop`), elsewhere it ends the run at once.
 
 Records and pairs may be streams (`amopo.data.stream`): with `cache=True` their tokens are in files, and memory holds a
 few bytes per pair. Without, samples are a list. A model from scratch gets its tokenizer, and what it imitates, from at
@@ -24,6 +25,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,11 @@ from amopo.cli.console import Console, is_main_process
 from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
+from amopo.cli.launch import is_launched
 from amopo.cli.models import add_lora, fresh, load
+from amopo.cli.output_dir import METRICS_FILE, clear_checkpoints
+from amopo.cli.stop import Stopping
+from amopo.cli.stop_signals import WATCHED, StopSignals
 from amopo.data import Pair, PairTokenizer, PreferenceRecord, TokenizationReport, cached_samples
 from amopo.data.stream import Reiterable, each, sample_of
 from amopo.evaluation.preferences import silence, without_prefix
@@ -43,7 +49,6 @@ from amopo.packing import TokenDataset, TokenizedSample
 from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
 
-METRICS_FILE = "metrics.json"
 IMITATION_FOLDER = "imitation"
 SILENT_SECONDS = 2.0  # what is done sooner needs no progress bar
 SCRATCH_PROMPTS = 10_000  # enough for a vocabulary of 4096 tokens; their demonstrations are lists in memory
@@ -77,6 +82,9 @@ class Job:
     samples: int = 0
     sample_tokens: int = 128
     measure: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    go_on: str | None = None  # the command that resumes this run
+    replaces: bool = False  # whatever run stands in the folder
+    has_begun: bool = False
 
     @property
     def folder(self) -> Path:
@@ -86,12 +94,12 @@ class Job:
 def run_job(job: Job, console: Console) -> dict[str, Any]:
     with console.stage("load"), console.busy("loading the model"):
         model, tokenizer = prepare_model(job, console)
-    train, report = _tokenize(job, job.inputs.train.pairs, tokenizer, console)
+    train, report = tokenize_for(job, job.inputs.train.pairs, tokenizer, console)
     console.say(f"training tokens: {report}")
     data = {"training": {"pairs": job.inputs.train.report, "tokens": report}}
     evaluation: Sequence[TokenizedSample] = []
     if job.inputs.evaluation.pairs:
-        evaluation, report = _tokenize(job, job.inputs.evaluation.pairs, tokenizer, console)
+        evaluation, report = tokenize_for(job, job.inputs.evaluation.pairs, tokenizer, console)
         console.say(f"evaluation tokens: {report}")
         data["evaluation"] = {"pairs": job.inputs.evaluation.report, "tokens": report}
     trainer = _make_trainer(job, model, tokenizer, train, evaluation, console)
@@ -108,8 +116,11 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
     before = _measure(job, trainer, tokenizer, console, "before")
     unfinished = {"finished": False} | {name: {"before": found} for name, found in before.items()}
     write_metrics(job.folder, metrics | unfinished)
+    if job.replaces and not job.resume and is_main_process():
+        clear_checkpoints(job.folder)
+    job.has_begun = True
     with console.stage("train"):
-        trainer.train(resume_from_checkpoint=job.resume or None)
+        train_until_stopped(job, trainer)
     after = _measure(job, trainer, tokenizer, console, "after")
     if "preferences" in after and "preferences" not in before:
         before["preferences"] = _evaluated_on_start(trainer)
@@ -121,6 +132,18 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
     metrics["seconds"] = {name: round(seconds, 1) for name, seconds in console.seconds.items()}
     write_metrics(job.folder, metrics)
     return metrics
+
+
+def train_until_stopped(job: Job, trainer: Any) -> None:
+    """Trains; raises KeyboardInterrupt once a run that was asked to stop has saved its checkpoint."""
+    if job.go_on is None:
+        trainer.train(resume_from_checkpoint=job.resume or None)
+        return
+    with StopSignals((signal.SIGINT,) if is_launched() else WATCHED) as signals:
+        stopping = Stopping(signals)
+        trainer.add_callback(stopping.callback())
+        trainer.train(resume_from_checkpoint=job.resume or None)
+        stopping.finish(job.folder, job.go_on, save_only_model=job.args.save_only_model)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
@@ -197,9 +220,10 @@ def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dic
                 seed=job.args.seed,
                 on_step=lambda step, total, loss: bar.update(step, total, "" if loss is None else f"loss {loss:.3f}"),
             )
-    folder = job.folder / IMITATION_FOLDER
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if is_main_process():
+        folder = job.folder / IMITATION_FOLDER
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return {
         "demonstrations": len(rows),
         "prompts": len(records),
@@ -245,9 +269,10 @@ class _Shown:
             yield from each(self._pairs, show)
 
 
-def _tokenize(
+def tokenize_for(
     job: Job, pairs: Reiterable[Pair], tokenizer: Any, console: Console
 ) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
+    """`tokenize` with the job's settings."""
     return tokenize(
         pairs,
         tokenizer,

@@ -1,7 +1,9 @@
 """The entry of the `amopo` command.
 
-`main(argv)` runs one command and returns the exit status: 0, or 2 for bad input, 1 for a failure, 130 for Ctrl-C.
-An error is exactly one line on stderr; `--debug` or AMOPO_DEBUG=1 shows the traceback instead.
+`main(argv)` runs one command and returns the exit status: 0, or 2 for bad input, 1 for a failure, 130 for Ctrl-C, 141
+where the reader of stdout has gone (`amopo ... | head`), which is said to nobody.
+An error is exactly one line on stderr; `--debug` or AMOPO_DEBUG=1 shows the traceback instead. Of several processes
+each says its own, with its rank but for the first; those that `--nproc` has started leave theirs to the one that did.
 A command is a module of this folder with `DESCRIPTION`, `options()` and `run(settings)`, imported when it is asked for;
 one with commands of its own has `main(argv)` instead.
 """
@@ -14,8 +16,13 @@ import sys
 from collections.abc import Sequence
 
 from amopo import __version__
+from amopo.cli.console import drop_stdout, is_main_process, stdout_is_gone
 from amopo.cli.errors import UsageError, did_you_mean, exit_status, one_line
+from amopo.cli.launch import leave_failure
 from amopo.cli.options import parse
+from amopo.cli.stop_signals import INTERRUPTED
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell gives for a program that the signal has ended
 
 # command -> (module, one line for the overview)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -42,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch is loaded. Threads that spin while they wait make everything ten times slower as soon as another
     # process wants one of few cores (measured on 2); yielding costs a few per cent when none does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        status = answer(argv)
+        sys.stdout.flush()  # here, and not when the interpreter ends, where nothing could be done about an error
+        return status
+    except BrokenPipeError:
+        drop_stdout()
+        return BROKEN_PIPE
+
+
+def answer(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
         return 0
@@ -54,13 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after printing the help
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt as stop:
-        # a command that can be resumed says how
-        print("amopo: interrupted" + "".join(f"; {text}" for text in stop.args), file=sys.stderr)
-        return 130
+        if is_main_process():  # a command that can be resumed says how
+            print("amopo: interrupted" + "".join(f"; {text}" for text in stop.args), file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and stdout_is_gone():
+            raise
+        is_told = leave_failure(error)
         if debug:
             raise
-        print(f"amopo: error: {one_line(error)}", file=sys.stderr)
+        if not is_told:
+            rank = "" if is_main_process() else f" on rank {os.environ['RANK']}"
+            print(f"amopo: error{rank}: {one_line(error)}", file=sys.stderr)
         return exit_status(error)
 
 
@@ -71,8 +93,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     if hasattr(module, "SUBCOMMANDS"):
         return run_subcommand(name, module.DESCRIPTION, module.SUBCOMMANDS, argv)
     settings = parse(name, module.DESCRIPTION, module.options(), argv)
-    module.run(settings)
-    return 0
+    return module.run(settings) or 0
 
 
 def run_subcommand(name: str, description: str, known: dict[str, tuple[str, str]], argv: Sequence[str]) -> int:
@@ -89,5 +110,4 @@ def run_subcommand(name: str, description: str, known: dict[str, tuple[str, str]
     module = importlib.import_module(known[argv[0]][0])
     if hasattr(module, "main"):  # reads its arguments itself
         return module.main(argv[1:])
-    module.run(parse(f"{name} {argv[0]}", module.DESCRIPTION, module.options(), argv[1:]))
-    return 0
+    return module.run(parse(f"{name} {argv[0]}", module.DESCRIPTION, module.options(), argv[1:])) or 0

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,40 @@ def need(package: str, extra: str) -> None:
         raise UsageError(f"this command needs {package}: pip install 'amopo[{extra}]'")
 
 
-def load(name: str, *, dtype: str = "float32") -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def source_of(name: str) -> tuple[str, Path | None]:
+    """Where transformers is to load from, and the folder, if it is one."""
     looks_local = name.startswith((".", "~")) or os.path.isabs(name) or name.count("/") > 1
     folder = Path(name).expanduser()
     if looks_local and not folder.is_dir():
         raise UsageError(f"--model: the folder {name} does not exist")
-    source = str(folder) if folder.is_dir() else name
+    return (str(folder), folder) if folder.is_dir() else (name, None)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """One clear `UsageError` for whatever is wrong with a model's files."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        yield
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
             f"--model: cannot load {name}: {reason[:200]}{'...' if len(reason) > 200 else ''} "
             f"Give a folder with a saved model, a Hub name, or scratch:{'|'.join(SIZES)}"
         ) from error
-    return model, tokenizer
+
+
+def load_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source)
+
+
+def load(name: str, *, dtype: str = "float32") -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    source, _ = source_of(name)
+    with loading(name):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), load_tokenizer(source)
 
 
 def fresh(

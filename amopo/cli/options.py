@@ -64,6 +64,7 @@ class Option:
 class Settings:
     values: dict[str, Any]
     given: set[str] = field(default_factory=set)
+    argv: list[str] = field(default_factory=list)  # as the command was given them
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -126,7 +127,7 @@ def parse(command: str, description: str, options: Sequence[Option], argv: Seque
     flags = {name: _coerced(by_name[name], value, by_name[name].flag) for name, value in vars(namespace).items()}
     from_file = _read_config(flags["config"], by_name) if flags.get("config") else {}
     values = {option.name: option.default for option in options if option.default is not UNSET}
-    settings = Settings({**values, **from_file, **flags}, {*from_file, *flags})
+    settings = Settings({**values, **from_file, **flags}, {*from_file, *flags}, list(argv))
     for option in options:
         if option.required and option.name not in settings.given:
             shown = option.metavar if option.positional else option.flag

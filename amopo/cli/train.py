@@ -2,26 +2,37 @@
 
 Reads, checks, tokenises; imitates first if the model is made from scratch; trains; saves model, tokenizer,
 `metrics.json`, `picture.png` and `report.html` in the output directory; shows before and after on the held-out pairs.
+`--nproc N` does so on N processes (`amopo.cli.launch`), `--dry-run` says what would be done (`amopo.cli.plan`), Ctrl-C
+saves a checkpoint and says how to go on (`amopo.cli.stop`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from amopo.cli.console import Console, is_main_process
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
+from amopo.cli.launch import check, is_launched, start
 from amopo.cli.models import DTYPES, need
 from amopo.cli.options import Option, Settings, options_of
+from amopo.cli.output_dir import check_output_dir
 from amopo.cli.report import report_after_run
+from amopo.cli.stop import go_on, resume_command
+from amopo.cli.stop_signals import terminate_like_interrupt
 from amopo.data import get_template, with_overall
 from amopo.data.pairs import ORIENTATIONS, STRATEGIES, check_pairs_per_prompt
 from amopo.data.readers import FORMATS
 from amopo.data.scales import check_objectives
 from amopo.report.changes import preference_sections
+
+if TYPE_CHECKING:
+    from amopo.cli.job import Job
 
 DESCRIPTION = "Aligns a model to several objectives, from a file of scored responses."
 
@@ -130,6 +141,9 @@ def options() -> list[Option]:
         ),
         Option("eval_fraction", float, "share of the prompts that is held out", default=0.1),
         Option("resume", bool | str | None, "go on from the last checkpoint, or from the given one", default=None),
+        Option("force", bool, "begin anew in a folder that holds another run; deletes its checkpoints", default=False),
+        Option("nproc", int | None, "processes on this machine, one per GPU", default=None, metavar="N"),
+        Option("dry_run", bool, "check everything and say what would be done; writes nothing", default=False),
         Option("lora_r", int | None, "train LoRA adapters of this rank instead of all weights", default=None),
         Option("lora_alpha", float | None, "scale of the adapters (default: twice the rank)", default=None),
         Option("imitation_epochs", float, "for scratch models: passes of imitation first", default=3.0),
@@ -145,9 +159,34 @@ def options() -> list[Option]:
     return own + [replace(option, default=DEFAULTS.get(option.name, option.default)) for option in trainers]
 
 
-def run(settings: Settings) -> None:
-    console = Console(quiet=settings.quiet)
+def run(settings: Settings) -> int:
     check_choices(settings)
+    folder, command = Path(settings.output_dir).expanduser(), resume_command(["train", *settings.argv])
+    starts_ranks = settings.nproc is not None and not is_launched()
+    if starts_ranks:
+        check(settings.nproc)
+    if is_main_process():
+        check_output_dir(folder, model=settings.model, resume=bool(settings.resume), force=settings.force)
+    if starts_ranks and not settings.dry_run:
+        return start(["train", *settings.argv], settings.nproc, debug=settings.debug)
+    with contextlib.nullcontext() if is_launched() else terminate_like_interrupt():
+        job, console = None, Console(quiet=settings.quiet, outlives_readers=not settings.dry_run)
+        try:
+            job = make_job(settings, command, console)
+            if settings.dry_run:
+                show_plan(job, settings, console)
+            else:
+                train(job, settings, console)
+        except KeyboardInterrupt as stop:
+            if stop.args or settings.dry_run:
+                raise
+            how = go_on(folder, command) if job is not None and job.has_begun else "nothing has been trained yet"
+            raise KeyboardInterrupt(how) from None
+    return 0
+
+
+def make_job(settings: Settings, command: str, console: Console) -> Job:
+    """Settings and data, read and checked."""
     args = make_config(settings)
     parts = {"eval_data": settings.eval_data, "eval_fraction": settings.eval_fraction, "seed": args.seed}
     with console.stage("read"), console.busy("reading") as count:
@@ -155,9 +194,9 @@ def run(settings: Settings) -> None:
     for line in inputs.lines():
         console.say(line)
     quiet_libraries(settings)
-    from amopo.cli.job import Imitation, Job, run_job
+    from amopo.cli.job import Imitation, Job
 
-    job = Job(
+    return Job(
         command="train",
         model=settings.model,
         inputs=inputs,
@@ -169,7 +208,7 @@ def run(settings: Settings) -> None:
         resume=settings.resume,
         lora_r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
-        cache=not settings.no_cache,
+        cache=not settings.no_cache and not settings.dry_run,
         imitation=Imitation(
             epochs=settings.imitation_epochs,
             learning_rate=settings.imitation_learning_rate,
@@ -178,12 +217,34 @@ def run(settings: Settings) -> None:
         ),
         samples=settings.samples,
         sample_tokens=settings.sample_tokens,
+        go_on=command,
+        replaces=settings.force,
     )
+
+
+def train(job: Job, settings: Settings, console: Console) -> None:
+    from amopo.cli.job import run_job
+
     metrics = run_job(job, console)
     if is_main_process():
-        report(metrics, args.objectives, job.folder, console)
+        report(metrics, job.args.objectives, job.folder, console)
         if settings.report:
             report_after_run(job.folder, console)
+
+
+def show_plan(job: Job, settings: Settings, console: Console) -> None:
+    from amopo.cli.job import tokenize_for
+    from amopo.cli.plan import make_plan
+
+    with console.busy("planning"):
+        plan = make_plan(
+            job,
+            world_size=settings.nproc or job.args.world_size,
+            tokenize=lambda pairs, tokenizer: tokenize_for(job, pairs, tokenizer, console)[0],
+        )
+    for line in plan.lines():
+        console.say(line)
+    console.say(f"output: {job.folder}; nothing was written")
 
 
 def check_choices(settings: Settings) -> None:

@@ -22,7 +22,8 @@ import importlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ from amopo.packing.layout import TreePaths
 BACKENDS = ("varlen", "flash_attn", "flash_attn_3", "sdpa")
 # What a model that asked for flash attention is tried with first, by the name of its attention.
 _FIRST = {"amopo_tree_fa2": ("flash_attn",), "amopo_tree_fa3": ("flash_attn_3",)}
+_ORDER = ("varlen", "flash_attn", "sdpa")
+_ORDINARY_HEAD = 128
 # Names of the backends that ran, for whoever wants to know (`amopo doctor`).
 RAN: set[str] = set()
 _HALF = (torch.float16, torch.bfloat16)
@@ -52,7 +55,7 @@ def choose_backend(
             raise ValueError(f"AMOPO_ATTENTION={asked!r} cannot run {type(module).__name__}: {reason}")
         return asked
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", "")
-    for name in (*_FIRST.get(implementation, ()), "varlen", "flash_attn", "sdpa"):
+    for name in (*_FIRST.get(implementation, ()), *_ORDER):
         if _cannot(name, query, value, window, softcap) is None:
             return name
     raise AssertionError("sdpa runs anywhere")
@@ -82,6 +85,32 @@ def _cannot(name: str, query: Tensor, value: Tensor, window: int | None, softcap
         return None
     module = {"flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface"}[name]
     return None if _is_there(module) else f"{module} is not installed"
+
+
+def describe(devices: Sequence[str]) -> list[dict[str, str]]:
+    """Per device and dtype: the kernel for a layer of ordinary heads, and why none of those before it.
+
+    A layer with a window, a softcap or other head sizes may get another one; so may a model that was loaded with
+    flash attention.
+    """
+    rows = []
+    for name in devices:
+        for dtype in (torch.float32, torch.bfloat16):
+            call = types.SimpleNamespace(device=torch.device(name), dtype=dtype, shape=(1, 1, _ORDINARY_HEAD))
+            asked = os.environ.get("AMOPO_ATTENTION", "")
+            backend = choose_backend(nn.Identity(), call, call, window=None, softcap=None) if not asked else asked
+            if asked and asked not in BACKENDS:
+                raise ValueError(f"AMOPO_ATTENTION={asked!r} is not known; known: {', '.join(BACKENDS)}")
+            reason = "set by AMOPO_ATTENTION"
+            if asked and (why := _cannot(asked, call, call, None, None)):
+                backend, reason = "none", f"AMOPO_ATTENTION={asked} cannot run here: {why}"
+            elif not asked:
+                before = [other for other in _ORDER if _ORDER.index(other) < _ORDER.index(backend)]
+                found = {other: _cannot(other, call, call, None, None) for other in before}
+                reason = "; ".join(f"not {other}: {why}" for other, why in found.items()) or "the first of its order"
+            label = {"device": name, "inputs": str(dtype).removeprefix("torch.")}
+            rows.append({**label, "backend": backend, "reason": reason})
+    return rows
 
 
 @functools.cache
