@@ -131,6 +131,11 @@ class LossSettings:
                 "preset='official' knows one winner for all objectives, as the released code does; leave signs out "
                 "(orientation='overall'), or drop the preset"
             )
+        if signs_given and getattr(self.objective, "chosen_first", False):
+            raise ValueError(
+                "this objective holds numbers of the chosen and rejected responses (dpo: the reference's log-probs), "
+                "which signs would pair with the wrong ones; leave signs out (orientation='overall')"
+            )
 
 
 def loss_from_tokens(

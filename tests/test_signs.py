@@ -244,6 +244,15 @@ def test_the_official_preset_refuses_signs():
             case.run(preset="official", gamma=2.0)
 
 
+def test_a_reference_in_the_order_of_responses_refuses_signs():
+    from amopo.objectives.dpo import dpo
+
+    assert torch.isfinite(Case(signs=[(1, 1, 1)]).run(objective=dpo(torch.zeros(1, 3, 2))).loss)
+    for signs in ((1, -1, 1), (1, 0, 1)):
+        with pytest.raises(ValueError, match="holds numbers of the chosen and rejected responses"):
+            Case(signs=[signs]).run(objective=dpo(torch.zeros(1, 3, 2)))
+
+
 def test_signs_beside_a_layout_are_refused():
     case = Case()
     with pytest.raises(ValueError, match="signs come with the layout"):

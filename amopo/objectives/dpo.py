@@ -17,6 +17,7 @@ def dpo(reference: Tensor) -> Callable[..., Tensor]:
 
     Args:
         reference: `[B, K, 2]`, summed log-probs of the same responses under the reference model, chosen = index 0.
+            Batches with signs, whose objectives prefer different responses, are refused.
     """
     reference = reference.detach()
 
@@ -28,4 +29,5 @@ def dpo(reference: Tensor) -> Callable[..., Tensor]:
         ratios = sum_logps - reference.to(sum_logps)
         return bradley_terry_losses(beta * (ratios[..., 0] - ratios[..., 1]) - gamma, weights)
 
+    objective.chosen_first = True  # type: ignore[attr-defined]
     return objective
