@@ -81,10 +81,10 @@ def test_tokens_are_kept_and_found_again_unless_not_wanted(train, conflicting, t
     data = conflicting()
     plain, _ = train(data, "--no-cache")
     assert not (tmp_path / "cache").exists()
-    first, _ = train(data)
+    first, _ = train(data, "--force")
     entries = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "cache" / "tokens").iterdir()}
     assert len(entries) == 2, "training and evaluation"
-    again, _ = train(data)
+    again, _ = train(data, "--force")
     assert {path: os.stat(path).st_mtime_ns for path in (tmp_path / "cache" / "tokens").iterdir()} == entries
     losses = [[log["loss"] for log in found["log_history"] if "loss" in log] for found in (plain, first, again)]
     assert losses[0] == losses[1] == losses[2]
