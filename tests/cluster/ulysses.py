@@ -52,11 +52,12 @@ def step(stage: int, rank: int, size: int) -> dict:
     )
     batch = shard(pack(samples(), pad_to_multiple_of=size), rank, size)
     logps = engine(input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch.layout)
-    data_parallel_ranks = dist.get_world_size() // size
+    # What DeepSpeed divides the ranks' gradients by: ZeRO-3 reduces and scatters over all ranks.
+    averaged = dist.get_world_size() if stage == 3 else dist.get_world_size() // size
     result = loss_from_logps(
         logps,
         batch.layout,
-        normalizer=batch.num_samples / data_parallel_ranks,
+        normalizer=batch.num_samples / averaged,
         sample_ids=batch.sample_ids,
         sequence_parallel=mpu.get_sequence_parallel_group(),
         **LOSS,
@@ -65,7 +66,8 @@ def step(stage: int, rank: int, size: int) -> dict:
     gradients = {name: safe_get_full_grad(p).clone() for name, p in network.named_parameters()}
     engine.step()
     weights = {name: safe_get_full_fp32_param(p).clone() for name, p in network.named_parameters()}
-    return {"loss": result.loss.detach(), "alphas": result.weights, "gradients": gradients, "weights": weights}
+    loss = result.loss_sum.detach() / batch.num_samples
+    return {"loss": loss, "alphas": result.weights, "gradients": gradients, "weights": weights}
 
 
 if __name__ == "__main__":
