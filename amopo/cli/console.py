@@ -16,6 +16,7 @@ Where nobody reads stdout any more (`amopo train | head`), `say` raises BrokenPi
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import time
@@ -42,11 +43,11 @@ def drop_stdout() -> None:
 
 
 def stdout_is_gone() -> bool:
-    """Whether it was stdout that raised BrokenPipeError: what could not be written is still to be written."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
+    """Whether stdout is a pipe that nobody reads: other pipes and sockets raise BrokenPipeError too."""
+    with suppress(OSError, ValueError, AttributeError):  # no file of its own; no poll on this system
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
     return False
 
 

@@ -80,7 +80,7 @@ class Plan:
             f"{100 * self.fill:.0f} %",
             f"optimizer steps: {self.steps} ({self.steps_per_epoch} per epoch)",
             f"head: {self.head_rows} rows x {vocab} vocabulary x {hidden} hidden in the largest micro-batch, "
-            f"{self.head_bytes / 2**20:.0f} MiB of workspace (budget {self.head_budget / 2**20:.0f} MiB)",
+            f"{_size(self.head_bytes)} of workspace (budget {_size(self.head_budget)})",
             *self.notes,
         ]
 
@@ -159,6 +159,11 @@ def padded_tokens(samples: Sequence[TokenizedSample]) -> int:
     """Tokens of one rectangle of all 2K sequences of these samples."""
     longest = max(max(map(len, sample.prompts)) + max(len(sample.chosen), len(sample.rejected)) for sample in samples)
     return longest * sum(2 * sample.num_objectives for sample in samples)
+
+
+def _size(count: int) -> str:
+    power = min(3, max(0, (count.bit_length() - 1) // 10))
+    return f"{count / 1024**power:.{1 if power else 0}f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _head(model: Any, args: Any, rows: int) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""Signals to a process of its own that waits for them; no torch in it, so that it is up at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT = """
+import ctypes, os, signal, sys, time
+from amopo.cli.stop_signals import StopSignals, terminate_like_interrupt
+def says(text): print(text, flush=True)
+"""
+
+
+@pytest.fixture
+def process():
+    """Starts a program and gives it once it says that it is ready."""
+    started = []
+
+    def start(code: str, **env: str) -> subprocess.Popen:
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+        kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+        child = subprocess.Popen(
+            [sys.executable, "-c", WAIT + code],
+            env={**kept, "PYTHONPATH": paths, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(child)
+        assert child.stdout.readline() == "ready\n"
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+LOOP = """
+with StopSignals() as stop:
+    says("ready")
+    while not stop.asked:
+        time.sleep(0.01)
+    says("in order")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_lets_the_work_end_in_order(process, number):
+    child = process(LOOP)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (0, "in order\n")
+    assert "stopping after this step" in err and "Traceback" not in err
+
+
+def test_the_second_signal_ends_a_process_that_waits_inside_a_library(process):
+    # usleep is no Python: no handler of Python's runs before it returns
+    child = process("with StopSignals():\n    says('ready')\n    ctypes.CDLL(None).usleep(600_000_000)")
+    child.send_signal(signal.SIGINT)
+    assert "stopping after this step" in child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=60) == 130
+    assert "at once" in child.stderr.read()
+
+
+def test_of_what_a_terminal_and_a_launcher_send_together_only_one_counts(process):
+    child = process(LOOP.replace('says("in order")', 'time.sleep(0.5); says("in order")'), RANK="0", WORLD_SIZE="2")
+    child.send_signal(signal.SIGINT)
+    assert "stopping" in child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=60)[0] == "in order\n" and child.returncode == 0
+
+
+def test_a_signal_to_a_forked_worker_is_none_to_the_run(process):
+    code = """
+with StopSignals() as stop:
+    child = os.fork()
+    if child == 0:
+        says("ready")
+        time.sleep(600)
+    time.sleep(1.0)
+    os.kill(child, signal.SIGINT); time.sleep(0.3); os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    says(f"asked {stop.asked}")
+"""
+    child = process(code)
+    assert child.communicate(timeout=60)[0] == "asked False\n"
+
+
+def test_afterwards_signals_mean_what_they_meant(process):
+    code = """
+with StopSignals():
+    pass
+says("ready")
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    says("interrupted")
+"""
+    child = process(code)
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=60)[0] == "interrupted\n"
+
+
+def test_termination_can_mean_what_an_interrupt_means(process):
+    code = """
+try:
+    with terminate_like_interrupt():
+        says("ready")
+        time.sleep(600)
+except KeyboardInterrupt:
+    says("interrupted")
+"""
+    child = process(code)
+    child.send_signal(signal.SIGTERM)
+    assert child.communicate(timeout=60)[0] == "interrupted\n"
+
+
+def test_when_everything_is_saved_a_launcher_can_no_longer_end_the_process(process):
+    code = """
+with StopSignals() as stop:
+    stop.deaf()
+    says("ready")
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end: time.sleep(0.01)
+    says("ended by itself")
+"""
+    child = process(code)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        child.send_signal(number)
+        time.sleep(0.05)
+    assert child.communicate(timeout=60)[0] == "ended by itself\n" and child.returncode == 0
