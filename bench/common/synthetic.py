@@ -1,7 +1,7 @@
 """Preference samples of random tokens with the lengths of real ones, for machines without the data.
 
 Lengths are drawn between the quantiles that helpsteer2_sample100 has with the `rubric` template (docs/benchmarks.md,
-"Token lengths"): prompts of 63 to 492 tokens of which about 58 are the template, responses of 27 to 512. Only lengths
+"Token lengths"): prompts of 79 to 512 tokens of which about 74 are the template, responses of 27 to 512. Only lengths
 matter for time and memory: K prompts are a common head, a template each, and x.
 """
 
@@ -12,10 +12,10 @@ import random
 from amopo.packing import TokenizedSample
 
 AT = (0.0, 0.10, 0.25, 0.50, 0.75, 0.90, 1.0)
-PROMPT = (63, 69, 75, 84, 184, 433, 492)
+PROMPT = (79, 89, 96, 109, 205, 449, 512)
 CHOSEN = (57, 117, 233, 316, 435, 512, 512)
 REJECTED = (27, 100, 181, 252, 313, 420, 512)
-HEAD, TEMPLATE = 4, 54
+HEAD, TEMPLATE = 4, 70
 
 
 def length_between(quantiles: tuple[int, ...], draw: random.Random) -> int:
