@@ -7,9 +7,9 @@ two all-reduces of `[3 S]` and `[S]` in fp64. `E[p^2] - E[p]^2` of sums would ca
 
 Gradients: every rank computes the same loss of the same sums, so the gradient of a rank's log-probs is the gradient of
 the sums, as it is: nothing is communicated in the backward. Added up over the group (not averaged), the ranks'
-parameter gradients are those of the whole. So with D as what the wrapper divides gradients by, the loss is normalised by
-`samples of the step / D`, where a sample counts once. D is the number of all ranks under DDP, FSDP2 and ZeRO-3, and of
-the data-parallel ranks under ZeRO-1 and ZeRO-2 (DeepSpeed 0.19).
+parameter gradients are those of the whole. So with D as what the wrapper divides gradients by, the loss is normalised
+by `samples of the step / D`, where a sample counts once. D is the number of all ranks under DDP, FSDP2 and ZeRO-3, and
+of the data-parallel ranks under ZeRO-1 and ZeRO-2 (DeepSpeed 0.19).
 """
 
 from __future__ import annotations
