@@ -59,8 +59,8 @@ def facts(record: Mapping[str, Any]) -> str:
     return (
         f"`{record['command']}`, {record['date']}: seeds {', '.join(map(str, record['seeds']))}, "
         f"{record['parameters'] / 1e6:.2f}M parameters, {minutes:.0f} CPU minutes on {machine['processor']} "
-        f"({threads} thread{'s' if threads != 1 else ''}), torch {versions['torch']}, transformers {versions['transformers']}, "
-        f"amopo {versions['amopo']}."
+        f"({threads} thread{'s' if threads != 1 else ''}), torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, amopo {versions['amopo']}."
     )
 
 
