@@ -54,12 +54,13 @@ def section(record: Mapping[str, Any]) -> str:
 
 def facts(record: Mapping[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
+    threads = machine["torch threads"]
     minutes = sum(sum(by_seed.values()) for by_seed in record["cpu_seconds"].values()) / 60
     return (
         f"`{record['command']}`, {record['date']}: seeds {', '.join(map(str, record['seeds']))}, "
         f"{record['parameters'] / 1e6:.2f}M parameters, {minutes:.0f} CPU minutes on {machine['processor']} "
-        f"({machine['torch threads']} threads), torch {versions['torch']}, transformers {versions['transformers']}, "
-        f"amopo {versions['amopo']}."
+        f"({threads} thread{'s' if threads != 1 else ''}), torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, amopo {versions['amopo']}."
     )
 
 
