@@ -3,6 +3,7 @@
 #   make test ARGS="-k loss" passes arguments to pytest
 #   make bench               the benchmarks of this machine's real shapes, into bench/results
 #   make gpu-evidence OUT=d  GPU tests and benchmarks in parts of under nine minutes, run by $(PYTHON)
+#   make test-llamafactory   LLaMA-Factory and axolotl, in .venv-llamafactory (they pin other versions; 6 GB)
 #   PYTHON=python3.12        which interpreter the environment is made from
 PYTHON ?= python3
 # torch goes in first, so that everything after it (which may look for torch while being built) finds this version.
@@ -19,7 +20,7 @@ export PYTHONPATH := .:kernels$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Threads yield while they wait; spinning makes everything many times slower when another process needs a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint format bench gpu-evidence clean
+.PHONY: demo test test-llamafactory lint format bench gpu-evidence clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/cpu/*)
@@ -37,6 +38,23 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The installed package is tested, from outside the checkout: transformers before 5.17 takes the folder kernels/ for a
+# package of that name.
+LF := .venv-llamafactory
+LF_PIP := $(LF)/bin/python -m pip --disable-pip-version-check
+AXOLOTL ?= axolotl==0.19.0
+
+$(LF)/installed.stamp: requirements/llamafactory.txt
+	test -x $(LF)/bin/python || $(PYTHON) -m venv $(LF)
+	$(LF_PIP) install -r requirements/llamafactory.txt
+	$(LF_PIP) install --no-deps "$(AXOLOTL)"
+	@touch $@
+
+test-llamafactory: $(LF)/installed.stamp
+	AMOPO_SKIP_CPP=1 $(LF_PIP) install -q --no-deps --no-build-isolation --force-reinstall .
+	PYTHONPATH= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LF)/bin/python -P -m pytest -o pythonpath= \
+	  tests/integrations/llamafactory tests/integrations/axolotl $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -56,6 +74,6 @@ gpu-evidence:
 	$(PYTHON) -m bench.evidence --out "$(OUT)" $(if $(PART),--part $(PART)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(LF) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f kernels/amopo_kernels/_C*.so
 	find amopo kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
