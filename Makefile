@@ -4,6 +4,7 @@
 #   make test-deepspeed      the tests that need DeepSpeed, on CPU ranks (a C++ compiler is needed), in .venv-deepspeed
 #   make bench               the benchmarks of this machine's real shapes, into bench/results
 #   make gpu-evidence OUT=d  GPU tests and benchmarks in parts of under nine minutes, run by $(PYTHON)
+#   make test-llamafactory   LLaMA-Factory and axolotl, in .venv-llamafactory (they pin other versions; 6 GB)
 #   PYTHON=python3.12        which interpreter the environment is made from
 PYTHON ?= python3
 # torch goes in first, so that everything after it (which may look for torch while being built) finds this version.
@@ -26,7 +27,7 @@ DS_VENV := .venv-deepspeed
 DS_STAMP := $(DS_VENV)/installed.stamp
 SITE = -c 'import site; print(site.getsitepackages()[0])'
 
-.PHONY: demo test test-deepspeed lint format bench gpu-evidence clean
+.PHONY: demo test test-deepspeed test-llamafactory lint format bench gpu-evidence clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/cpu/*)
@@ -54,6 +55,23 @@ $(DS_STAMP): $(STAMP)
 test-deepspeed: $(DS_STAMP)
 	DS_ACCELERATOR=cpu $(DS_VENV)/bin/python -m pytest tests/cluster -k "zero or ulysses or deepspeed" $(ARGS)
 
+# The installed package is tested, from outside the checkout: transformers before 5.17 takes the folder kernels/ for a
+# package of that name.
+LF := .venv-llamafactory
+LF_PIP := $(LF)/bin/python -m pip --disable-pip-version-check
+AXOLOTL ?= axolotl==0.19.0
+
+$(LF)/installed.stamp: requirements/llamafactory.txt
+	test -x $(LF)/bin/python || $(PYTHON) -m venv $(LF)
+	$(LF_PIP) install -r requirements/llamafactory.txt
+	$(LF_PIP) install --no-deps "$(AXOLOTL)"
+	@touch $@
+
+test-llamafactory: $(LF)/installed.stamp
+	AMOPO_SKIP_CPP=1 $(LF_PIP) install -q --no-deps --no-build-isolation --force-reinstall .
+	PYTHONPATH= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LF)/bin/python -P -m pytest -o pythonpath= \
+	  tests/integrations/llamafactory tests/integrations/axolotl $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,6 +90,6 @@ gpu-evidence:
 	$(PYTHON) -m bench.evidence --out "$(OUT)" $(if $(PART),--part $(PART)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(DS_VENV) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DS_VENV) $(LF) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f kernels/amopo_kernels/_C*.so
 	find amopo kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

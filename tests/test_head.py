@@ -112,7 +112,7 @@ def test_models_and_heads_that_cannot_be_right_are_refused():
         head_logps(nn.Linear(16, 40, device="meta"), rows, targets)
     head = nn.Linear(16, 40, bias=False)
     head.weight = nn.Parameter(torch.zeros(0))
-    with pytest.raises(ValueError, match="weight must have 2 dimension|ZeRO-3"):
+    with pytest.raises(ValueError, match="lm_head.weight has no elements here"):
         head_logps(head, rows, targets)
 
 

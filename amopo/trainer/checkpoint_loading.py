@@ -48,5 +48,6 @@ class CheckpointLoading(Trainer):
         if checkpoint is None or self.is_fsdp_enabled or not holds_fsdp(checkpoint):
             return super()._load_optimizer_and_scheduler(checkpoint)
         load_fsdp_optimizer(checkpoint, self.model, self.optimizer.optimizer)
-        state = torch.load(Path(checkpoint) / SCHEDULER_FILE, map_location="cpu", weights_only=True)
+        path = Path(checkpoint) / SCHEDULER_FILE
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.lr_scheduler.load_state_dict(state)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 def main() -> None:
     # torchrun put this file's folder in front, where `data` or `trainer` would be found as modules of those names.
-    here = str(Path(__file__).resolve().parent)
-    sys.path[:] = [entry for entry in sys.path if entry != here]
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
     from amopo.integrations.llamafactory.installation import install
 
     install()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
-
-import torch  # noqa: E402
-from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+# LLaMA-Factory and transformers are imported by fixtures only: test modules skip where LLaMA-Factory is absent.
 
 VOCAB, LENGTH = 97, 13
 
@@ -22,6 +20,8 @@ def installed():
 
 @pytest.fixture
 def make_model():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     def make(seed: int = 0, **changes):
         torch.manual_seed(seed)
         config = Qwen2Config(

@@ -76,8 +76,8 @@ def test_a_sample_has_one_prompt_per_objective_with_the_chosen_score(tokenizer):
     samples = process([RELEASED], tokenizer, settings())
     texts = [tokenizer.decode(ids) for ids in samples["prompt_ids"][0]]
     assert texts == [
-        "Human: helpfulness 3/4\n\nWhat is 2 + 3?\nAssistant:",
-        "Human: correctness 4/4\n\nWhat is 2 + 3?\nAssistant:",
+        "Human: helpfulness 3/4\n\nWhat is 2 + 3?<|end|>\nAssistant:",
+        "Human: correctness 4/4\n\nWhat is 2 + 3?<|end|>\nAssistant:",
     ]
     ends = [tokenizer.decode(samples[side][0]) for side in ("chosen_ids", "rejected_ids")]
     assert ends[0].rstrip("\n").startswith("It is 5.") and ends[1].startswith("Six, I think.")
