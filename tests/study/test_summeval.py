@@ -7,7 +7,7 @@ import pytest
 from amopo.data import DataError
 from amopo.study.methods import METHODS
 from amopo.study.runner import run_study
-from amopo.study.settings import SummevalSettings
+from amopo.study.settings import SUMMEVAL
 from amopo.study.summeval import OBJECTIVES, SummevalStudy
 
 from .conftest import TINY_RATED
@@ -43,8 +43,8 @@ def test_training_pairs_are_drawn_by_the_seed_and_hold_no_held_out_prompt(rated,
 
 
 def test_too_few_pairs_for_the_steps_are_refused(rated, tmp_path):
-    with pytest.raises(DataError, match="give .* pairs, but the study takes 360; give more data"):
-        SummevalStudy(SummevalSettings(), rated).read(tmp_path, 1)
+    with pytest.raises(DataError, match=f"give .* pairs, but the study takes {SUMMEVAL.pairs}; give more data"):
+        SummevalStudy(SUMMEVAL, rated).read(tmp_path, 1)
 
 
 def test_other_data_is_another_study(rated):
