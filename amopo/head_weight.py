@@ -40,7 +40,11 @@ def local_weight(module: nn.Module, group: Any = None) -> LocalWeight:
     if weight.device.type == "meta":
         raise ValueError("lm_head.weight is on the meta device; offloaded heads are not supported, keep it loaded")
     if weight.numel() == 0:
-        owner = "ZeRO-3 keeps it partitioned" if hasattr(weight, "ds_id") else "its owner keeps it elsewhere"
+        owner = (
+            "ZeRO-3 keeps it partitioned"
+            if hasattr(weight, "ds_id")
+            else "its owner keeps it elsewhere, as ZeRO-3 does"
+        )
         raise ValueError(f"lm_head.weight has no elements here: {owner}; {_CALL_THE_WHOLE}")
     if _is_dtensor(weight):
         group = _group_of(module, weight, group)

@@ -151,3 +151,16 @@ def test_a_compiled_call_equals_a_plain_one_in_values_and_gradients():
     compiled = torch.compile(head_logps, backend="aot_eager", fullgraph=True)(head, rows, targets)
     torch.testing.assert_close(compiled, plain)
     torch.testing.assert_close(torch.autograd.grad(compiled.sum(), [rows, head.weight]), expected)
+
+
+def test_weights_that_are_not_here_are_refused_with_what_to_do():
+    rows, targets = rows_and_targets()
+    head = nn.Linear(16, 40, bias=False)
+    head.weight = nn.Parameter(torch.empty(0))
+    with pytest.raises(ValueError, match="no elements here: its owner keeps it elsewhere, as ZeRO-3 does; call"):
+        head_logps(head, rows, targets)
+    head.weight.ds_id = 3  # what ZeRO-3 marks its parameters with
+    with pytest.raises(ValueError, match="ZeRO-3 keeps it partitioned; call the model .*the engine of deepspeed"):
+        head_logps(head, rows, targets)
+    with pytest.raises(ValueError, match="meta device"):
+        head_logps(nn.Linear(16, 40, device="meta"), rows, targets)

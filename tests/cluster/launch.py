@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,17 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
+# DeepSpeed builds its communication for CPUs at its first start. In a folder of this session's own: a process that is
+# killed while it builds leaves a lock behind, at which every later one waits for ever.
+EXTENSIONS = tempfile.mkdtemp(prefix="amopo-extensions-")
+atexit.register(shutil.rmtree, EXTENSIONS, ignore_errors=True)
+
+
 def environment(**changes: str) -> dict[str, str]:
     """One thread per rank; modules of this checkout; DeepSpeed on CPUs."""
     paths = [str(HERE), str(HERE.parent / "trainer"), str(ROOT), str(ROOT / "kernels")]
     one = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CI": "1"}
+    one["TORCH_EXTENSIONS_DIR"] = os.environ.get("TORCH_EXTENSIONS_DIR", EXTENSIONS)
     return {**os.environ, **one, **changes}
 
 

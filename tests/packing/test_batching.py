@@ -128,3 +128,22 @@ def test_bad_input_is_named():
         TokenBudgetBatchSampler([1, 1], budget=10, num_epochs=0)
     with pytest.raises(ValueError, match="epoch 2 was not planned"):
         TokenBudgetBatchSampler([1, 1], budget=10, num_epochs=2).set_epoch(2)
+
+
+@pytest.mark.parametrize("ranks, planned", [(1, 2), (1, 4), (2, 4)])
+def test_fewer_ranks_run_through_the_rounds_of_a_plan_for_more(ranks, planned):
+    lengths = [3 + i % 7 for i in range(23)]
+    options = {"budget": 12, "num_epochs": 2, "seed": 5}
+    wide = TokenBudgetBatchSampler(lengths, world_size=planned, **options).plan(1)
+    narrow = TokenBudgetBatchSampler(lengths, world_size=ranks, planned_ranks=planned, **options)
+    turns = planned // ranks
+    assert len(narrow) == turns * len(wide[0])
+    for number in range(len(wide[0])):
+        expected = sorted(tuple(rank[number]) for rank in wide)
+        found = [tuple(b) for rank in narrow.plan(1) for b in rank[number * turns : (number + 1) * turns]]
+        assert sorted(found) == expected
+
+
+def test_a_plan_that_cannot_be_dealt_out_is_refused():
+    with pytest.raises(ValueError, match="planned for 3 ranks cannot be dealt out to 2"):
+        TokenBudgetBatchSampler([4] * 9, budget=8, world_size=2, planned_ranks=3)
