@@ -15,6 +15,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -27,14 +28,23 @@ from typing import Any
 from amopo.cli.errors import UsageError, one_line
 from amopo.cli.stop_signals import INTERRUPTED
 
-LAUNCHED = "AMOPO_LAUNCHED"
+LAUNCHED = "AMOPO_LAUNCHED_BY"  # in a rank: the words that started the command, as a shell takes them
 # A rank that waits for one that has failed is ended; it has nothing to save that the others have.
 GRACE_SECONDS = 5
 
 
 def is_launched() -> bool:
     """Whether this process is a rank that `start` has started."""
-    return os.environ.get(LAUNCHED) == "1"
+    return LAUNCHED in os.environ
+
+
+def program() -> list[str]:
+    """The words before the command's name, as the command was started: `amopo`, or `python -m amopo`."""
+    if is_launched():
+        return shlex.split(os.environ[LAUNCHED])
+    if Path(sys.argv[0]).name == "__main__.py" and "-m" in sys.orig_argv:
+        return sys.orig_argv[: sys.orig_argv.index("-m") + 2]
+    return ["amopo"]
 
 
 def check(nproc: int) -> None:
@@ -56,7 +66,7 @@ def start(argv: Sequence[str], nproc: int, *, debug: bool = False) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     check(nproc)
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = shlex.join(program())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     wanted = {"signals_to_handle": "SIGHUP,SIGQUIT", "shutdown_timeout": GRACE_SECONDS}

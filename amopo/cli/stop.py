@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from amopo.cli.launch import is_launched
+from amopo.cli.launch import is_launched, program
 from amopo.cli.stop_signals import StopSignals
 
 
@@ -152,15 +151,7 @@ def resume_command(argv: Sequence[str], *, resume: bool = True) -> str:
                 words.pop(0)
         elif not word.startswith(("--resume=", "--force=")):
             kept.append(word)
-    return shlex.join([*_program(), *kept, *(["--resume"] if resume else [])]) + _launcher()
-
-
-def _program() -> list[str]:
-    if Path(sys.argv[0]).name == "__main__.py" and "-m" in sys.orig_argv:
-        end = sys.orig_argv.index("-m") + 2
-        before = ["python3"] if is_launched() else [sys.orig_argv[0]]
-        return [*before, *sys.orig_argv[1:end]]
-    return ["amopo"]
+    return shlex.join([*program(), *kept, *(["--resume"] if resume else [])]) + _launcher()
 
 
 def _launcher() -> str:
