@@ -19,6 +19,8 @@ from amopo.data.pairs import STRATEGIES
 from amopo.data.readers import ReadReport, iter_records, scan_scores
 from amopo.data.scales import resolve_scales
 from amopo.data.schema import DataError, PreferenceRecord, Scale
+from amopo.data.sources import Source
+from amopo.data.sources.steady import open_steady
 
 DESCRIPTION = "Writes preference data in another form: grouped JSON lines, or TRL's columns."
 
@@ -42,9 +44,12 @@ def run(settings: Settings) -> None:
     scales = read_scales(settings.scales)
     report = ReadReport()
     with counter(console, "rows") as count:
-        objectives = settings.objectives or _all_objectives(source, scales, settings.format, count)
+        rows_of, objectives = source, settings.objectives
+        if not objectives:  # asked of the source in a pass of its own
+            rows_of = open_steady(source)
+            objectives = _all_objectives(rows_of, scales, settings.format, count)
         records = iter_records(
-            source, objectives=objectives, scales=scales, format=settings.format, report=report, on_rows=count
+            rows_of, objectives=objectives, scales=scales, format=settings.format, report=report, on_rows=count
         )
         rows, without = _write(records, target, settings)
     console.say(f"{source}: {report.form}, {report}; objectives: {', '.join(objectives)}")
@@ -53,18 +58,18 @@ def run(settings: Settings) -> None:
 
 
 def _all_objectives(
-    source: str, scales: Mapping[str, Scale], format: str, on_rows: Callable[[int], None]
+    source: Source, scales: Mapping[str, Scale], format: str, on_rows: Callable[[int], None]
 ) -> tuple[str, ...]:
     """Every objective that the file scores."""
     scan = scan_scores(source, format=format, on_rows=on_rows)
     if not scan.objectives:
-        raise DataError("no field of the responses holds numbers, so there is nothing to convert", file=source)
+        raise DataError("no field of the responses holds numbers, so there is nothing to convert", file=source.name)
     try:
         resolve_scales(scan.objectives, given=scales, declared=scan.declared)
     except DataError as error:
         raise DataError(
             f"{error}. These fields hold numbers: {', '.join(scan.objectives)}; --objectives names those to keep",
-            file=source,
+            file=source.name,
         ) from None
     return scan.objectives
 

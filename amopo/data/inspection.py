@@ -25,6 +25,7 @@ from amopo.data.readers.forms import OnRows
 from amopo.data.scales import KNOWN_SCALES, ScaleLike, as_scales, check_objectives
 from amopo.data.schema import DataError, PreferenceRecord, Scale
 from amopo.data.seen import SeenNames
+from amopo.data.sources.steady import open_steady
 from amopo.data.split import prompt_rank
 from amopo.data.templates import Template
 
@@ -105,8 +106,8 @@ def inspect_file(
     """Reads the file twice. `measure` counts lengths: words by default."""
     if sample < 1:
         raise ValueError(f"sample must be at least 1, but is {sample!r}")
-    given = as_scales(scales)
-    scan = scan_scores(path, format=format, on_error=lambda error: None, on_rows=on_rows)
+    given, source = as_scales(scales), open_steady(path)
+    scan = scan_scores(source, format=format, on_error=lambda error: None, on_rows=on_rows)
     names = scan.objectives if objectives is None else check_objectives(objectives)
     if not names:
         raise DataError("no field of the responses holds numbers, so there is nothing to compare", file=path)
@@ -117,7 +118,7 @@ def inspect_file(
     rng = random.Random(seed)
     seen = {name: summary.scale for name, summary in scores.items() if summary.origin == "seen"}
     records = iter_records(
-        path,
+        source,
         objectives=names,
         scales={**seen, **given},
         format=scan.form,

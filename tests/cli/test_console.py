@@ -74,6 +74,17 @@ def test_work_that_takes_long_says_that_it_goes_on(monkeypatch, streams):
     assert "\r" not in out.getvalue() and "\x1b" not in out.getvalue()
 
 
+def test_work_of_unknown_length_shows_how_many_rows_are_done(monkeypatch, streams):
+    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    monkeypatch.setattr(module, "PLAIN_EVERY", 0.01)
+    out, _ = streams(terminal=False)
+    with Console().busy("reading") as count:
+        count(1200)
+        assert _until(lambda: "\n" in out.getvalue())
+        count(300)
+    assert out.getvalue().startswith("reading ... 0 s, 1200 rows\n") and out.getvalue().endswith("s, 300 rows\n")
+
+
 def test_on_a_terminal_the_note_is_cleared_at_the_end(monkeypatch, streams):
     monkeypatch.setattr(module, "PATIENCE", 0.01)
     out, err = streams(terminal=True)

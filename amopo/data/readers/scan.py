@@ -14,7 +14,7 @@ from amopo.data.readers.forms import OnRows, read_raw
 from amopo.data.readers.raw import UNRATED, RawRecord
 from amopo.data.scales import as_scales
 from amopo.data.schema import DataError, Scale, is_finite_number
-from amopo.data.sources import open_source, stop
+from amopo.data.sources import Source, open_source, stop
 
 
 @dataclass
@@ -60,7 +60,7 @@ class ScoreScan:
 
 
 def scan_scores(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | Source,
     *,
     format: str = "auto",
     on_error: Callable[[DataError], None] | None = None,

@@ -1,0 +1,255 @@
+"""What a command reads: the same as with lists, in memory that does not grow with the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amopo.cli.console import Console
+from amopo.cli.inputs import read_inputs
+from amopo.data import (
+    DataError,
+    add_overall,
+    build_pairs,
+    overall_weights,
+    read_records,
+    scales_of,
+    split_records,
+    tokenize_pairs,
+    with_overall,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTIVES = ["a", "b"]
+
+
+@pytest.fixture
+def mixed(write):
+    """Prompts that come up twice, ties, equal texts, three responses, objectives that disagree."""
+    rows = []
+    for n in range(60):
+        texts = ("Yes.", "No.", "Yes." if n % 7 == 0 else f"Perhaps {n}.")
+        scores = ((n % 5, 2), (n % 3, n % 4), (2, 2))
+        responses = [{"text": text, "scores": {"a": a, "b": b}} for text, (a, b) in zip(texts, scores, strict=True)]
+        rows.append(
+            {"prompt": f"Question {n % 45}?", "responses": responses, "scales": {"a": [0, 4], "b": [0, 4]}, "n": n}
+        )
+    return write(rows)
+
+
+def with_lists(path, *, seed, overall, weights, **options):
+    """The same from the parts of the library that hold everything."""
+    objectives = OBJECTIVES
+    train, held_out = split_records(read_records(path, objectives=objectives), eval_fraction=0.2, seed=seed)
+    scales = scales_of([*train, *held_out])
+    if overall:
+        made_of = {"objectives": objectives, "scales": scales, "weights": weights}
+        train, held_out = add_overall(train, **made_of), add_overall(held_out, **made_of)
+        objectives, scales = with_overall(objectives), scales_of([*train, *held_out])
+        weights = overall_weights(objectives)
+    made = {"objectives": objectives, "scales": scales, "weights": weights, **options}
+    return scales, (train, *build_pairs(train, **made)), (held_out, *build_pairs(held_out, **made))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strategy": "all", "orientation": "per_objective"},
+        {"strategy": "all", "pairs_per_prompt": 2, "weights": {"a": 1, "b": 3}},
+        {"overall": True, "weights": [2, 1]},
+    ],
+)
+def test_records_pairs_split_and_reports_are_those_of_lists(mixed, seed, options):
+    options = {"overall": False, "weights": None, **options}
+    scales, *expected = with_lists(mixed, seed=seed, **options)
+    weights = options.pop("weights")
+    inputs = read_inputs(
+        str(mixed), objectives=OBJECTIVES, eval_fraction=0.2, seed=seed, score_weights=weights, **options
+    )
+    assert inputs.scales == scales and list(inputs.scales) == list(scales)
+    for part, (records, pairs, report) in zip((inputs.train, inputs.evaluation), expected, strict=True):
+        assert list(part.records) == records and list(part.pairs) == pairs and part.report == report
+        assert (len(part.records), len(part.pairs)) == (len(records), len(pairs))
+        assert list(part.pairs) == pairs, "a second time"
+        held = part.in_memory()
+        assert held.records == records and held.pairs == pairs
+
+
+def test_a_file_of_its_own_for_evaluation(mixed, write, rows):
+    other = write(rows(5), "other.jsonl")
+    inputs = read_inputs(str(mixed), objectives=OBJECTIVES, eval_data=str(other))
+    assert len(inputs.train.records) == 60 and [record.id for record in inputs.evaluation.records] == [
+        f"r{n}" for n in range(5)
+    ]
+    assert inputs.evaluation.report.pairs == len(list(inputs.evaluation.pairs)) == 5
+    none = read_inputs(str(mixed), objectives=OBJECTIVES, eval_fraction=0)
+    assert none.evaluation.report is None and not none.evaluation.pairs and len(none.train.records) == 60
+
+
+def test_tokens_are_those_of_a_list(mixed, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from amopo.cli.job import tokenize
+    from amopo.trainer.scratch import train_tokenizer
+
+    monkeypatch.setenv("AMOPO_CACHE", str(tmp_path / "cache"))
+    tokenizer = train_tokenizer(["Yes No Perhaps Question"], vocab_size=300)
+    inputs = read_inputs(str(mixed), objectives=OBJECTIVES)
+    settings = {"objectives": OBJECTIVES, "scales": inputs.scales, "template": "brief"}
+    expected, report = tokenize_pairs(list(inputs.train.pairs), tokenizer, **settings)
+    for cache in (False, True, True):
+        samples, found = tokenize(inputs.train.pairs, tokenizer, Console(quiet=True), cache=cache, **settings)
+        assert list(samples) == expected and found == report
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_every_pass_that_takes_long_shows_how_far_it_is(mixed, tmp_path, monkeypatch, capsys, kept):
+    pytest.importorskip("transformers")
+    from amopo.cli import job
+    from amopo.trainer.scratch import train_tokenizer
+
+    monkeypatch.setenv("AMOPO_CACHE", str(tmp_path / "cache"))
+    tokenizer = train_tokenizer(["Yes No Perhaps Question"], vocab_size=300)
+    inputs = read_inputs(str(mixed), objectives=OBJECTIVES)
+    settings = {"objectives": OBJECTIVES, "scales": inputs.scales, "template": "brief", "cache": True}
+    if kept:
+        job.tokenize(inputs.evaluation.pairs, tokenizer, Console(quiet=True), **settings)
+    monkeypatch.setattr(job, "SILENT_SECONDS", -1.0)
+    job.tokenize(inputs.evaluation.pairs, tokenizer, Console(), **settings)
+    passes = [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()]
+    # rows of the file, also those of the training part
+    assert passes == ["looking for kept tokens: 60/60", *([] if kept else ["tokenise: 60/60"])]
+
+
+def test_a_file_that_changes_after_it_was_read_leaves_no_tokens(mixed, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from amopo.cli.job import tokenize
+    from amopo.trainer.scratch import train_tokenizer
+
+    monkeypatch.setenv("AMOPO_CACHE", str(tmp_path / "cache"))
+    tokenizer = train_tokenizer(["Yes"], vocab_size=300)
+    inputs = read_inputs(str(mixed), objectives=OBJECTIVES)
+    mixed.write_text(mixed.read_text() + "\n")
+    with pytest.raises(DataError, match=f"{mixed}: the file changed while it was in use"):
+        settings = {"objectives": OBJECTIVES, "scales": inputs.scales}
+        tokenize(inputs.train.pairs, tokenizer, Console(quiet=True), cache=True, **settings)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_part_without_pairs_is_named(write, rows):
+    same = rows(4)
+    for row in same:
+        row["responses"][1]["text"] = row["responses"][0]["text"]
+    with pytest.raises(DataError, match="^evaluation data: no pair of responses can be compared"):
+        read_inputs(str(write(rows(4))), objectives=OBJECTIVES, eval_data=str(write(same, "same.jsonl")))
+
+
+def test_records_of_two_files_must_agree_on_a_scale(write, rows):
+    other = rows(2)
+    other[1]["scales"] = {"a": [0, 4], "b": [0, 5]}
+    with pytest.raises(DataError, match=r"other.jsonl:2, record 'r1' scores 'b' on 0 to 5, but .*data.jsonl:1"):
+        read_inputs(str(write(rows(4))), objectives=OBJECTIVES, eval_data=str(write(other, "other.jsonl")))
+
+
+def test_each_pass_tells_its_rows(mixed):
+    told = []
+    read_inputs(str(mixed), objectives=OBJECTIVES, on_rows=told.append)
+    assert told == [60, 60]
+
+
+@pytest.mark.parametrize("bad", [{"score_weights": {"a": 1}}, {"eval_fraction": 1.5}])
+def test_settings_are_refused_before_the_file_is_read(tmp_path, bad):
+    with pytest.raises(ValueError, match="weights are for a|eval_fraction must be"):
+        read_inputs(str(tmp_path / "none.jsonl"), objectives=OBJECTIVES, **bad)
+
+
+def test_a_model_from_scratch_begins_with_a_bounded_sample(amopo, small, data, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from amopo.cli import job
+
+    monkeypatch.setattr(job, "SCRATCH_PROMPTS", 10)
+    argv = ["--data", data, "--objectives=a,b", "--output-dir", tmp_path / "out", "--max-steps=1"]
+    outcome = amopo("train", *small, *argv)
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("made from 10 of 27 training prompts, drawn by the seed") == 1
+    imitation = json.loads((tmp_path / "out" / "metrics.json").read_text())["imitation"]
+    assert (imitation["prompts"], imitation["demonstrations"]) == (10, 20)
+
+
+MEASURE = """
+import json, sys, tracemalloc
+from amopo.cli.console import Console
+from amopo.cli.inputs import read_inputs
+from amopo.cli.job import tokenize
+from amopo.trainer.scratch import train_tokenizer
+
+how, *paths = sys.argv[1:]
+tokenizer = train_tokenizer(["question answer"], vocab_size=300)
+
+def run(path):
+    inputs = read_inputs(path, objectives=["helpfulness"])
+    inputs = inputs.in_memory() if how == "list" else inputs
+    settings = {"objectives": ["helpfulness"], "scales": inputs.scales, "template": "brief"}
+    parts = [part.pairs for part in (inputs.train, inputs.evaluation)]
+    made = [tokenize(pairs, tokenizer, Console(quiet=True), cache=how == "stream", **settings)[0] for pairs in parts]
+    return sum(map(len, made))
+
+run(paths[0])  # fills what is kept once
+peaks = []
+for path in paths:
+    tracemalloc.start()
+    count = run(path)
+    peaks.append([count, tracemalloc.get_traced_memory()[1]])
+    tracemalloc.stop()
+print(json.dumps(peaks))
+"""
+FEW, MANY = 60, 600
+
+
+@pytest.fixture
+def measure(tmp_path):
+    """Most bytes that reading and tokenising held, for a file and one of ten times its rows, with long ones."""
+    pytest.importorskip("transformers")
+    paths = []
+    for count in (FEW, MANY):
+        rows = [
+            {
+                "id": f"an id of some length {n}",
+                "prompt": f"question {n}",
+                "responses": [{"text": f"answer {n} {s}", "scores": {"helpfulness": s}} for s in (1, 3)],
+                "note": f"{n}" * 3000,
+            }
+            for n in range(count)
+        ]
+        paths.append(tmp_path / f"{count}.jsonl")
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(how):
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+            "AMOPO_CACHE": str(tmp_path / how),
+        }
+        argv = [sys.executable, "-c", MEASURE, how, *map(str, paths)]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        (few, small), (many, large) = json.loads(done.stdout)
+        assert (few, many) == (FEW, MANY)
+        return (large - small) / (paths[1].stat().st_size - paths[0].stat().st_size)
+
+    return run
+
+
+def test_memory_does_not_grow_with_the_file(measure):
+    assert measure("stream") < 0.05
+
+
+def test_the_measurement_would_see_records_that_are_kept(measure):
+    assert measure("list") > 0.5
