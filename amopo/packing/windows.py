@@ -45,6 +45,25 @@ class Windows:
             )
 
 
+# Model types whose layers are not told of the window in their mask. The watch finds them; sharded weights, which cannot
+# be tried, are judged by these names.
+UNTOLD = ("phimoe", "qwen2_moe")
+
+
+def check_untold_windows(config: Any) -> None:
+    """Raise for a configuration whose window stands in the mask alone, where the model itself cannot be tried.
+
+    Raises:
+        ValueError: names the model type and the remedy.
+    """
+    kind, window = getattr(config, "model_type", None), getattr(config, "sliding_window", None)
+    if kind in UNTOLD and window is not None and getattr(config, "use_sliding_window", True):
+        raise ValueError(
+            f"{kind} puts its sliding window of {window} into the attention mask alone, which a packed row does not "
+            "have; load it with sliding_window=None (or use_sliding_window=False) if no sequence is longer than that"
+        )
+
+
 WATCH: contextvars.ContextVar[Windows | None] = contextvars.ContextVar("amopo_windows", default=None)
 
 

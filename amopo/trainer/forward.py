@@ -38,6 +38,7 @@ from amopo.packing import attention
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
 from amopo.packing.support import check_packed_row, check_packing_support, check_position_ids
+from amopo.packing.windows import check_untold_windows
 from amopo.trainer.wrapping import check_wrapped
 from amopo_kernels.gather import gather_rows
 
@@ -156,6 +157,8 @@ def patch_forward(
     try:
         reason = _why_not_tried(owner, body, has_own_flash=before is None and _uses_flash(owner))
         if reason is not None:
+            if before is not None:
+                check_untold_windows(text_config(owner))
             logger.warning("%s: it was not tried whether a packed row is exact", reason)
         else:
             device = body.get_input_embeddings().weight.device
@@ -292,6 +295,12 @@ def _packed_arguments(
         raise ValueError(
             f"a packed row is [1, T]: got input_ids {tuple(input_ids.shape)} and position_ids "
             f"{tuple(position_ids.shape)}"
+        )
+    tokens = None if layout.paths is None else layout.paths.subtree_end.shape[0]
+    if tokens not in (None, input_ids.shape[1]):
+        raise ValueError(
+            f"the layout is of a row of {tokens} tokens, but input_ids has {input_ids.shape[1]}; pass the three of one "
+            "PackedBatch"
         )
     vocab_size = getattr(text_config(model), "vocab_size", None)
     if vocab_size is not None and layout.max_target >= vocab_size:

@@ -1,8 +1,8 @@
 """Preference samples of random tokens with the lengths of real ones, for machines without the data.
 
-Lengths are drawn between the quantiles that helpsteer2_sample100 has with the `rubric` template (docs/benchmarks.md,
-"Token lengths"): prompts of 79 to 512 tokens of which about 74 are the template, responses of 27 to 512. Only lengths
-matter for time and memory: K prompts are a common head, a template each, and x.
+Lengths are drawn between the quantiles that helpsteer2_sample100 has with the `rubric` template: prompts of 79 to 512
+tokens of which about 74 are the template, responses of 27 to 512. Only lengths matter for time and memory: K prompts
+are a common head, a template each, and x.
 """
 
 from __future__ import annotations

@@ -142,6 +142,20 @@ def test_other_samples_and_the_other_response_change_not_a_bit(name):
     assert not torch.equal(before[1, :, 1], changed[1, :, 1])
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_round_other_samples_by_their_number_of_tokens_and_no_more(name):
+    # the rows of an expert's product are all tokens that are routed to it: another number of rows, another rounding
+    model = tiny(name).eval()
+    first, second = make_samples(3, "suffix")
+    with patch_forward(model), torch.no_grad():
+        before = packed_logps(model, pack([first, second], sharing="tree"))
+        for shift in range(1, 5):
+            prompts = [[(t + shift) % VOCAB for t in p] for p in second.prompts]
+            other = TokenizedSample(prompts, second.chosen, second.rejected, 1)
+            changed = packed_logps(model, pack([first, other], sharing="tree"))
+            torch.testing.assert_close(changed[0], before[0], rtol=1e-6, atol=1e-5)
+
+
 REFUSED = {
     "gpt_oss": ({**MOE, "sliding_window": 4}, "attention sinks"),
     "qwen3_next": ({}, "linear_attention|recurrent state"),
@@ -177,6 +191,60 @@ def test_a_window_that_stands_in_the_mask_alone_is_found_however_long(name):
     with pytest.raises(ValueError, match="is told of a sliding window of None, but its mask has one of 64"):
         packed_logps(model, pack(make_samples(2, "prefix"), sharing="pair"))
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "phimoe"])
+def test_such_a_window_is_refused_by_name_where_the_weights_cannot_be_tried(name, monkeypatch):
+    from amopo.trainer import forward
+
+    options = {**SIZES, **MOE, "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(name, **options)).float()
+    monkeypatch.setattr(forward, "runs_alone", lambda body: False)  # as under ZeRO-3
+    with pytest.raises(ValueError, match=f"{name} puts its sliding window of 64 into the attention mask alone"):
+        patch_forward(model)
+    model.config.sliding_window = None
+    patch_forward(model)
+
+
+def test_a_batch_of_another_row_is_refused():
+    model = tiny("llama")
+    short, long = (pack(make_samples(2, "prefix", count=n), sharing="pair") for n in (1, 2))
+    with (
+        patch_forward(model),
+        pytest.raises(ValueError, match="the layout is of a row of .* tokens, but input_ids has"),
+    ):
+        model(input_ids=short.input_ids, position_ids=short.position_ids, amopo_layout=long.layout)
+
+
+@pytest.mark.parametrize("name", ["opt", "ctrl"])
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference(name):
+    # without rotary embeddings nothing depends on a key's bias
+    from amopo.trainer.self_check import compare_with_separate_forwards
+
+    sizes = {
+        "opt": {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": SIZES["hidden_size"], "dropout": 0.0},
+        "ctrl": {"n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": 64},
+    }[name]
+    torch.manual_seed(0)
+    try:
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(name, **sizes)).float()
+        found = compare_with_separate_forwards(model, make_samples(2, "prefix"), sharing="none")
+    except ValueError as error:
+        pytest.skip(f"refused: {error}")
+    assert found.is_exact, str(found)
+
+
+def test_attention_that_is_a_little_wrong_is_found(monkeypatch):
+    from amopo.packing import attention_backends
+    from amopo.trainer.self_check import compare_with_separate_forwards
+
+    model, plain = tiny("qwen2"), attention_backends.RUN["sdpa"]
+    assert compare_with_separate_forwards(model, make_samples(3, "suffix"), sharing="tree").is_exact
+    with patch_forward(model):  # tried when it was still right
+        wrong = lambda q, k, v, paths, scaling, *rest: plain(q, k, v, paths, scaling * 1.01, *rest)  # noqa: E731
+        monkeypatch.setitem(attention_backends.RUN, "sdpa", wrong)
+        found = compare_with_separate_forwards(model, make_samples(3, "suffix"), sharing="tree")
+    assert not found.is_exact and found.gradient > found.allowed_gradient
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])
