@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("axolotl", reason="axolotl is not installed here; run make test-llamafactory")
+pytest.importorskip("axolotl.integrations.base", reason="axolotl is not installed here; run make test-llamafactory")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
+pytest.importorskip("llamafactory.hparams", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
 
 from llamafactory.data import get_template_and_fix_tokenizer  # noqa: E402
 from llamafactory.data.parser import DatasetAttr  # noqa: E402

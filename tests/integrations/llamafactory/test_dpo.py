@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
+pytest.importorskip("llamafactory.hparams", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
 
 from llamafactory.hparams import FinetuningArguments  # noqa: E402
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
+pytest.importorskip("llamafactory.hparams", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
 
 import llamafactory.data.converter as converter  # noqa: E402
 import llamafactory.data.loader as loader  # noqa: E402

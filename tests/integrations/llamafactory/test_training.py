@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
+pytest.importorskip("llamafactory.hparams", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
