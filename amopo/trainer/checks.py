@@ -55,8 +55,8 @@ def check_parallelism(trainer: Any) -> None:
             raise ValueError(f"AMoPOTrainer does not support {kind} parallelism (size {size}); use data parallelism")
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() != trainer.args.world_size:
         raise ValueError(
-            f"torch.distributed has {dist.get_world_size()} ranks, transformers counts {trainer.args.world_size}: batches "
-            "would be dealt out wrongly; on CPUs set use_cpu=True"
+            f"torch.distributed has {dist.get_world_size()} ranks, transformers counts {trainer.args.world_size}: "
+            "batches would be dealt out wrongly; on CPUs set use_cpu=True"
         )
     if trainer.is_deepspeed_enabled:
         config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
