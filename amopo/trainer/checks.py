@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from amopo.head import find_head
@@ -53,6 +54,11 @@ def check_parallelism(trainer: Any) -> None:
     for kind, size in sizes.items():
         if size > 1:
             raise ValueError(f"AMoPOTrainer does not support {kind} parallelism (size {size}); use data parallelism")
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() != trainer.args.world_size:
+        raise ValueError(
+            f"torch.distributed has {dist.get_world_size()} ranks, transformers counts {trainer.args.world_size}: "
+            "batches would be dealt out wrongly; on CPUs set use_cpu=True"
+        )
     if trainer.is_deepspeed_enabled:
         config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
         if "gradient_clipping" not in config and trainer.args.max_grad_norm != 1.0:
