@@ -78,6 +78,9 @@ def test_several_processes_are_planned_without_being_started(train):
     assert ranks == 2 and of_two == math.ceil(batches / 2)
     assert numbers(two, r"optimizer steps: (\d+)")[0] == 3 * of_two
     assert numbers(alone, r"(\d+) packed") == numbers(two, r"(\d+) packed")
+    for text in (alone, two):  # all ranks' batches are padded
+        written_out, padded = numbers(text, r"(\d+) written out .*, (\d+) padded")
+        assert padded >= written_out
 
 
 def test_the_head_is_planned_with_the_formula_of_the_kernel(train):

@@ -35,7 +35,7 @@ def conflicting(write):
 def train(amopo, small, tmp_path):
     def run(data, *argv):
         out = tmp_path / "out"
-        outcome = amopo("train", *small, "--data", data, "--objectives", "a,b", "--output-dir", out, *argv)
+        outcome = amopo("train", *small, "--data", data, "--objectives", "a,b", "--output-dir", out, "--force", *argv)
         assert outcome.status == 0, outcome.err
         return json.loads((out / "metrics.json").read_text()), outcome
 
