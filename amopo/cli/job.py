@@ -19,15 +19,13 @@ Everything that can be wrong with the input raises before training. A run from s
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +39,9 @@ from amopo.cli.models import add_lora, fresh, load
 from amopo.cli.output_dir import METRICS_FILE, clear_checkpoints
 from amopo.cli.stop import Stopping
 from amopo.cli.stop_signals import WATCHED, StopSignals
-from amopo.data import Pair, PairTokenizer, PreferenceRecord, TokenizationReport, cached_samples
-from amopo.data.stream import Reiterable, each, sample_of
+from amopo.cli.tokens import tokenize
+from amopo.data import Pair, PreferenceRecord, TokenizationReport
+from amopo.data.stream import Reiterable, sample_of
 from amopo.evaluation.preferences import silence, without_prefix
 from amopo.evaluation.samples import sample_responses
 from amopo.packing import TokenDataset, TokenizedSample
@@ -50,7 +49,6 @@ from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
 
 IMITATION_FOLDER = "imitation"
-SILENT_SECONDS = 2.0  # what is done sooner needs no progress bar
 SCRATCH_PROMPTS = 10_000  # enough for a vocabulary of 4096 tokens; their demonstrations are lists in memory
 
 
@@ -235,38 +233,6 @@ def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dic
 def _scratch_records(job: Job) -> list[PreferenceRecord]:
     """The training records that a model from scratch begins with."""
     return sample_of(job.inputs.train.records, SCRATCH_PROMPTS, seed=job.args.seed)
-
-
-def tokenize(
-    pairs: Reiterable[Pair], tokenizer: Any, console: Console, *, cache: bool, **settings: Any
-) -> tuple[Sequence[TokenizedSample], TokenizationReport]:
-    """Samples in mapped files where they are cached, else as a list; `settings` as for `tokenize_pairs`."""
-    with console.stage("tokenise"):
-        if cache:
-            # the first pass is for the key; where the tokens are kept already, it is the only one
-            return cached_samples(_Shown(pairs, console, "looking for kept tokens", "tokenise"), tokenizer, **settings)
-        run = PairTokenizer(tokenizer, **settings)
-        return list(run.samples(_Shown(pairs, console, "tokenise"))), run.report()
-
-
-class _Shown:
-    """Pairs whose passes show how far they are, under these titles, if they take long."""
-
-    def __init__(self, pairs: Reiterable[Pair], console: Console, *titles: str) -> None:
-        self._pairs, self._console, self._titles = pairs, console, list(titles)
-
-    def __iter__(self) -> Iterator[Pair]:
-        title = self._titles.pop(0) if len(self._titles) > 1 else self._titles[0]
-        started, bars = time.monotonic(), []
-        with contextlib.ExitStack() as stack:
-
-            def show(done: int, total: int) -> None:
-                if not bars and time.monotonic() - started > SILENT_SECONDS:
-                    bars.append(stack.enter_context(self._console.bar(title)))
-                if bars and (done % 100 == 0 or done == total):
-                    bars[0].update(done, total)
-
-            yield from each(self._pairs, show)
 
 
 def tokenize_for(

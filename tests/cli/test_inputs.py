@@ -95,7 +95,7 @@ def test_a_file_of_its_own_for_evaluation(mixed, write, rows):
 
 def test_tokens_are_those_of_a_list(mixed, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    from amopo.cli.job import tokenize
+    from amopo.cli.tokens import tokenize
     from amopo.trainer.scratch import train_tokenizer
 
     monkeypatch.setenv("AMOPO_CACHE", str(tmp_path / "cache"))
@@ -112,7 +112,7 @@ def test_tokens_are_those_of_a_list(mixed, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kept", [False, True])
 def test_every_pass_that_takes_long_shows_how_far_it_is(mixed, tmp_path, monkeypatch, capsys, kept):
     pytest.importorskip("transformers")
-    from amopo.cli import job
+    from amopo.cli import tokens
     from amopo.trainer.scratch import train_tokenizer
 
     monkeypatch.setenv("AMOPO_CACHE", str(tmp_path / "cache"))
@@ -120,9 +120,9 @@ def test_every_pass_that_takes_long_shows_how_far_it_is(mixed, tmp_path, monkeyp
     inputs = read_inputs(str(mixed), objectives=OBJECTIVES)
     settings = {"objectives": OBJECTIVES, "scales": inputs.scales, "template": "brief", "cache": True}
     if kept:
-        job.tokenize(inputs.evaluation.pairs, tokenizer, Console(quiet=True), **settings)
-    monkeypatch.setattr(job, "SILENT_SECONDS", -1.0)
-    job.tokenize(inputs.evaluation.pairs, tokenizer, Console(), **settings)
+        tokens.tokenize(inputs.evaluation.pairs, tokenizer, Console(quiet=True), **settings)
+    monkeypatch.setattr(tokens, "SILENT_SECONDS", -1.0)
+    tokens.tokenize(inputs.evaluation.pairs, tokenizer, Console(), **settings)
     passes = [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()]
     # rows of the file, also those of the training part
     assert passes == ["looking for kept tokens: 60/60", *([] if kept else ["tokenise: 60/60"])]
@@ -130,7 +130,7 @@ def test_every_pass_that_takes_long_shows_how_far_it_is(mixed, tmp_path, monkeyp
 
 def test_a_file_that_changes_after_it_was_read_leaves_no_tokens(mixed, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    from amopo.cli.job import tokenize
+    from amopo.cli.tokens import tokenize
     from amopo.trainer.scratch import train_tokenizer
 
     monkeypatch.setenv("AMOPO_CACHE", str(tmp_path / "cache"))
@@ -187,7 +187,7 @@ MEASURE = """
 import json, sys, tracemalloc
 from amopo.cli.console import Console
 from amopo.cli.inputs import read_inputs
-from amopo.cli.job import tokenize
+from amopo.cli.tokens import tokenize
 from amopo.trainer.scratch import train_tokenizer
 
 how, *paths = sys.argv[1:]
