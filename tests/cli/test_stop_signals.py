@@ -63,8 +63,15 @@ def test_the_first_signal_lets_the_work_end_in_order(process, number):
 
 
 def test_the_second_signal_ends_a_process_that_waits_inside_a_library(process):
-    # usleep is no Python: no handler of Python's runs before it returns
-    child = process("with StopSignals():\n    says('ready')\n    ctypes.CDLL(None).usleep(600_000_000)")
+    # a lock of the C library that is taken twice: no signal ends this wait, and no handler of Python's runs in it
+    code = """
+lock, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+with StopSignals():
+    says("ready")
+    while True:
+        library.pthread_mutex_lock(lock)
+"""
+    child = process(code)
     child.send_signal(signal.SIGINT)
     assert "stopping after this step" in child.stderr.readline()
     child.send_signal(signal.SIGINT)
@@ -100,8 +107,8 @@ def test_afterwards_signals_mean_what_they_meant(process):
     code = """
 with StopSignals():
     pass
-says("ready")
 try:
+    says("ready")
     time.sleep(600)
 except KeyboardInterrupt:
     says("interrupted")

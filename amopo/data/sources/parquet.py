@@ -25,18 +25,19 @@ class ParquetRows(Source):
 
     def rows(self, fail: Fail = stop) -> Iterator[Row]:
         number = 0
-        for batch in self._batches():
-            for row in batch:
-                number += 1
-                yield number, without_nulls(row)
+        for row in self._rows():
+            number += 1
+            yield number, without_nulls(row)
         if not number:
             raise self.error("the file is empty; it needs one row per prompt, pair or response")
 
-    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+    def _rows(self) -> Iterator[dict[str, Any]]:
         try:
             with self._parquet.ParquetFile(self.name) as file:
                 for batch in file.iter_batches(batch_size=BATCH):
-                    yield batch.to_pylist(maps_as_pydicts="strict")
+                    rows = batch.to_pylist(maps_as_pydicts="strict")
+                    yield from rows
+                    del rows  # before the next batch is made
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
             reason = " ".join(str(error).split())
             raise self.error(f"the parquet file cannot be read ({reason:.200}); is it complete?") from error
