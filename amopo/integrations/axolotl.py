@@ -1,7 +1,7 @@
 """AMoPO in axolotl: a plugin with data, collator and trainer.
 
     plugins: [amopo.integrations.axolotl.AMoPOPlugin]
-    amopo_data: preferences.jsonl                 # grouped JSONL or HelpSteer2's own rows, see docs/data.md
+    datasets: [{path: preferences.jsonl, type: amopo}]   # grouped JSONL or HelpSteer2's own rows, see docs/data.md
     amopo_objectives: [helpfulness, correctness]
 
 The plugin reads the data and gives the builder `AMoPOCollator` and `trainer_class(...)`: axolotl's trainer with AMoPO's
@@ -13,8 +13,8 @@ The loss is the mean over a micro-batch's samples, averaged over accumulation st
 keyed by (seed, optimizer step, sample, objective); in evaluations the step is 0. Metrics have TRL's names and are exact
 means over samples and ranks.
 
-Unsupported (raises): `rl:` (its builder gives a plugin's trainer no model), `datasets:`, sample packing, streaming,
-context parallelism. axolotl adds `ppl`, the exponential of the loss, to what is logged; it means nothing here.
+Unsupported (raises): `rl:` (its builder gives a plugin's trainer no model), several datasets, sample packing,
+streaming, context parallelism. axolotl also logs `ppl`, the exponential of the loss; it means nothing here.
 """
 
 from __future__ import annotations
@@ -38,14 +38,12 @@ from amopo.padded import sequence_rows
 from amopo.preference_loss import FusedLoss, LossSettings, loss_from_tokens
 from amopo.trainer.metrics import MetricSums
 
-ORDER = "sample_major"
+ORDER, TYPE = "sample_major", "amopo"
 EVALUATION_STEP = 0
 # What axolotl would do to batches that are not its own.
 _REFUSED = {
     "rl": "axolotl's RL builder gives a plugin's trainer no model; the plugin replaces it",
-    "datasets": "the data are those of amopo_data",
-    "test_datasets": "the data are those of amopo_data; val_set_size or amopo_eval_data evaluate",
-    "pretraining_dataset": "the data are those of amopo_data",
+    "pretraining_dataset": "the data are preferences",
     "sample_packing": "samples are padded",
     "streaming": "samples are tokenised before training",
     "batch_flattening": "samples are padded",
@@ -56,8 +54,6 @@ _REFUSED = {
 class AMoPOArgs(BaseModel):
     """The plugin's keys in axolotl's YAML."""
 
-    amopo_data: str | None = None
-    amopo_eval_data: str | None = None
     amopo_objectives: list[str] | None = None
     amopo_scales: dict[str, list[float]] | None = None
     amopo_template: str = "rubric"
@@ -138,7 +134,7 @@ class AMoPOPlugin(BasePlugin):
         return {"remove_unused_columns": False}
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
-        """Samples of `amopo_data`, tokenised, as axolotl's `TrainDatasetMeta`."""
+        """Samples of `datasets` and `test_datasets`, tokenised, as axolotl's `TrainDatasetMeta`."""
         from axolotl.common.datasets import TrainDatasetMeta
         from axolotl.loaders import load_tokenizer
 
@@ -156,13 +152,14 @@ class AMoPOPlugin(BasePlugin):
 def tokenized_rows(cfg: Any, tokenizer: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and evaluation samples: `prompts` (K lists of ids), `chosen`, `rejected`, `sample_id`."""
     objectives = settings_of(cfg).objectives
-    if not cfg.get("amopo_data"):
-        raise ValueError("AMoPOPlugin needs amopo_data, the path of a preference file")
+    path, evaluation_path = _path(cfg, "datasets"), _path(cfg, "test_datasets")
+    if path is None:
+        raise ValueError("AMoPOPlugin needs datasets: [{path: preferences.jsonl, type: amopo}]")
     given = as_scales(cfg.get("amopo_scales") and dict(cfg.get("amopo_scales")))
-    records = read_records(cfg.get("amopo_data"), objectives=objectives, scales=given)
+    records = read_records(path, objectives=objectives, scales=given)
     held_out = []
-    if cfg.get("amopo_eval_data"):
-        held_out = read_records(cfg.get("amopo_eval_data"), objectives=objectives, scales=given)
+    if evaluation_path is not None:
+        held_out = read_records(evaluation_path, objectives=objectives, scales=given)
     elif fraction := cfg.get("val_set_size"):
         if not 0 < fraction < 1:
             raise ValueError(f"val_set_size must be a fraction of the prompts between 0 and 1, got {fraction}")
@@ -198,6 +195,17 @@ def tokenized_rows(cfg: Any, tokenizer: Any) -> tuple[list[dict[str, Any]], list
     return found[0], found[1]
 
 
+def _path(cfg: Any, key: str) -> str | None:
+    """The file of the only entry of `datasets` or `test_datasets`."""
+    entries = cfg.get(key) or []
+    if len(entries) > 1:
+        raise ValueError(f"AMoPOPlugin takes one entry in {key}, got {len(entries)}; join the files")
+    for entry in entries:
+        if entry.get("type") not in (None, TYPE) or not entry.get("path"):
+            raise ValueError(f"an entry of {key} must be {{path: preferences.jsonl, type: {TYPE}}}, got {dict(entry)}")
+    return entries[0]["path"] if entries else None
+
+
 def _dataset(rows: list[dict[str, Any]]) -> Any:
     from datasets import Dataset
 
@@ -208,10 +216,19 @@ class AMoPOCollator:
     """Padded batches `[2KB, length]`, sample by sample: chosen and rejected under each objective in turn."""
 
     def __init__(
-        self, tokenizer: Any, *, num_objectives: int, pad_to_multiple_of: int | None = None, padding: Any = True
+        self,
+        tokenizer: Any,
+        *,
+        num_objectives: int,
+        pad_to_multiple_of: int | None = None,
+        padding: Any = True,
+        return_tensors: str = "pt",
     ) -> None:
-        if padding is not True and padding != "longest":
-            raise ValueError(f"AMoPOCollator pads to the longest sequence of a batch, not padding={padding!r}")
+        if padding not in (True, "longest") or return_tensors != "pt":
+            raise ValueError(
+                "AMoPOCollator pads tensors of torch to the longest sequence of a batch, not "
+                f"padding={padding!r}, return_tensors={return_tensors!r}"
+            )
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if self.pad_token_id is None:
             raise ValueError("the tokenizer has neither a pad nor an eos token; set special_tokens: {pad_token: ...}")

@@ -249,7 +249,7 @@ def _packed_forward(
         input_ids=input_ids,
         position_ids=position_ids,
         use_cache=False,
-        **_attention_arguments(model, layout, input_ids.device),
+        **_attention_arguments(model, layout, input_ids),
     )
     hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
     return _row_logps(head, hidden, layout, options)
@@ -296,12 +296,6 @@ def _packed_arguments(
             f"a packed row is [1, T]: got input_ids {tuple(input_ids.shape)} and position_ids "
             f"{tuple(position_ids.shape)}"
         )
-    tokens = None if layout.paths is None else layout.paths.subtree_end.shape[0]
-    if tokens not in (None, input_ids.shape[1]):
-        raise ValueError(
-            f"the layout is of a row of {tokens} tokens, but input_ids has {input_ids.shape[1]}; pass the three of one "
-            "PackedBatch"
-        )
     vocab_size = getattr(text_config(model), "vocab_size", None)
     if vocab_size is not None and layout.max_target >= vocab_size:
         raise ValueError(
@@ -311,17 +305,23 @@ def _packed_arguments(
     return input_ids, position_ids
 
 
-def _attention_arguments(model: nn.Module, layout: TreeLayout, device: torch.device) -> dict[str, Any]:
+def _attention_arguments(model: nn.Module, layout: TreeLayout, input_ids: Tensor) -> dict[str, Any]:
     """What the body's attention is told of the layout."""
     paths = layout.paths
     if paths is None:
         raise ValueError("the layout has no paths; make it with amopo.pack")
     if attention.is_installed(model):
-        return {"attention_mask": attention.no_mask(device), "amopo_paths": paths}
+        # it compares the row with its paths, after sequence parallelism has put the row together
+        return {"attention_mask": attention.no_mask(input_ids.device), "amopo_paths": paths}
     if layout.is_shared:
         raise ValueError(
             f"{type(model).__name__} does not take its attention from transformers' interface, so its sequences cannot "
             "share tokens; pack with sharing='none'"
+        )
+    if paths.subtree_end.shape[0] != input_ids.shape[1]:
+        raise ValueError(
+            f"the layout is of one row of {paths.subtree_end.shape[0]} tokens, but input_ids has {input_ids.shape[1]}; "
+            "pass the three of one PackedBatch"
         )
     if not _uses_flash(model):
         return {"attention_mask": None}

@@ -58,7 +58,12 @@ def tokenizer(preferences):
 @pytest.fixture
 def cfg(preferences):
     return DictDefault(
-        {"plugins": [NAME], "amopo_data": str(preferences), "amopo_objectives": OBJECTIVES, "amopo_template": "brief"}
+        {
+            "plugins": [NAME],
+            "datasets": [{"path": str(preferences), "type": "amopo"}],
+            "amopo_objectives": OBJECTIVES,
+            "amopo_template": "brief",
+        }
     )
 
 
@@ -98,7 +103,6 @@ def test_the_keys_of_the_yaml_are_the_fields_that_are_read(cfg):
     [
         ({"rl": "simpo"}, "rl cannot be set with AMoPOPlugin"),
         ({"sample_packing": True}, "sample_packing"),
-        ({"datasets": [{"path": "x"}]}, "datasets cannot be set"),
         ({"context_parallel_size": 2}, "context_parallel_size"),
         ({"amopo_objectives": None}, "needs amopo_objectives"),
         ({"amopo_weights": [1.0]}, "1 numbers for 2 objectives"),
@@ -108,6 +112,19 @@ def test_the_keys_of_the_yaml_are_the_fields_that_are_read(cfg):
 def test_configurations_that_cannot_be_right_are_named(cfg, changes, message):
     with pytest.raises(ValueError, match=message):
         settings_of(DictDefault({**cfg, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (None, "needs datasets"),
+        ([{"path": "a"}, {"path": "b"}], "one entry in datasets, got 2"),
+        ([{"path": "a", "type": "alpaca"}], "type: amopo"),
+    ],
+)
+def test_datasets_that_are_not_preferences_are_named(cfg, tokenizer, entries, message):
+    with pytest.raises(ValueError, match=message):
+        tokenized_rows(DictDefault({**cfg, "datasets": entries}), tokenizer)
 
 
 def test_rows_and_batches_hold_k_prompts_per_sample(cfg, tokenizer):

@@ -202,7 +202,7 @@ def test_real_helpsteer2_rows_train(installed, tmp_path):
         tmp_path / "out",
         amopo_objectives="helpfulness,correctness,coherence",
         amopo_template="rubric",
-        cutoff_len=384,
+        cutoff_len=512,
         max_samples=8,
         eval_strategy="no",
         val_size=0.0,
