@@ -41,14 +41,18 @@ def run(settings: Settings) -> None:
     _check(shape, asked, ENGINES)
     if asked.lora is not None:
         need("peft", "peft")
-    # it would say that weights without storage were not tried
-    logging.getLogger("amopo.trainer.forward").setLevel(logging.ERROR)
     plan = make_plan(shape, sample, asked, observed=True)
-    found = simulate(
-        config_of(shape), pack(samples_of(sample), sharing=sample.sharing), patch=patch_forward, engine=asked.engine,
-        gpus=asked.gpus, precision=asked.precision, checkpointing=asked.checkpointing, lora=asked.lora,
-        head_budget=asked.head_budget,
-    )  # fmt: skip
+    logger = logging.getLogger("amopo.trainer.forward")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it would say that weights without storage were not tried
+    try:
+        found = simulate(
+            config_of(shape), pack(samples_of(sample), sharing=sample.sharing), patch=patch_forward,
+            engine=asked.engine, gpus=asked.gpus, precision=asked.precision, checkpointing=asked.checkpointing,
+            lora=asked.lora, head_budget=asked.head_budget,
+        )  # fmt: skip
+    finally:
+        logger.setLevel(level)
     phases = {
         phase: {"simulated": found.peaks[phase], "planned": plan.total(phase), "kinds": found.kinds[phase]}
         for phase in found.peaks

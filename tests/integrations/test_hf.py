@@ -107,7 +107,9 @@ def test_a_padded_batch_of_ones_own_in_trls_form(tmp_path):
     theirs = make(tmp_path / "a", collate, samples=samples, loss=PreferenceLoss(**settings, order="chosen_first"))
     mine = make(tmp_path / "b", PADDED, samples=samples, loss=PreferenceLoss(**settings))
     theirs.train(), mine.train()
-    assert difference(theirs.model, mine.model) < 1e-6
+    assert (
+        difference(theirs.model, mine.model) < 1e-5
+    )  # another order of rows, another rounding, and Adam divides by it
 
 
 def test_training_raises_the_margins(tmp_path):

@@ -34,11 +34,16 @@ def small(family: str, **changes) -> ModelShape:
     return dataclasses.replace(like, **{**sizes, "tied": False, **changes})
 
 
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    """It would say that weights without storage were not tried."""
+    caplog.set_level(logging.ERROR, logger="amopo")
+
+
 def compare(shape: ModelShape, sample: SampleShape, **settings):
     from amopo.memory.simulate import simulate
     from amopo.trainer.forward import patch_forward
 
-    logging.getLogger("amopo").setLevel(logging.ERROR)
     asked = RunSettings(**settings)
     plan = make_plan(shape, sample, asked, observed=True)
     found = simulate(
