@@ -25,12 +25,12 @@ PRINTS = {
 
 
 def commands():
-    """Every line of a bash block that starts an example, once."""
+    """Every line of a bash block that starts an example, once; those in folders run in environments of their own."""
     found = {}
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
             for line in block.splitlines():
-                if "examples/" in line:
+                if re.search(r"examples/\w+\.py", line):
                     found.setdefault(line.strip(), page.name)
     return found
 

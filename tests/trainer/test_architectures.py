@@ -211,7 +211,7 @@ def test_a_batch_of_another_row_is_refused():
     short, long = (pack(make_samples(2, "prefix", count=n), sharing="pair") for n in (1, 2))
     with (
         patch_forward(model),
-        pytest.raises(ValueError, match="the layout is of a row of .* tokens, but input_ids has"),
+        pytest.raises(ValueError, match="layout is of one row of .* tokens, the queries are"),
     ):
         model(input_ids=short.input_ids, position_ids=short.position_ids, amopo_layout=long.layout)
 
