@@ -92,11 +92,14 @@ def fused_loss(
     if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
         raise ValueError("pass exactly one of labels (unshifted), shift_labels and layout")
 
+    _check_shift(labels, sequence_parallel)
     if signs is not None and layout is not None:
         raise ValueError("signs come with the layout: give them to TokenizedSample and pack; signs= is for padded rows")
     settings.check_signs(signs is not None or (layout is not None and is_oriented(layout)))
+    # a shard of the head says nothing of the whole vocabulary
+    vocabulary = None if tensor_parallel is not None else vocab_size(lm_head)
     if layout is not None:
-        rows = _packed_rows(hidden, layout, num_objectives, vocab_size(lm_head))
+        rows = _packed_rows(hidden, layout, num_objectives, vocabulary)
         logps = head_logps(lm_head, rows, layout.row_target, **head_options)
         return _loss_of_layout(logps, layout, settings, sample_ids)
     else:
@@ -110,7 +113,7 @@ def fused_loss(
         preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
         selected = select_rows(given, shifted=labels is None, ignore_index=ignore_index)
         if validate or given.device.type == "cpu":
-            check_rows(selected, sequences, vocab_size(lm_head))
+            check_rows(selected, sequences, vocabulary)
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected.index.to(hidden.device, non_blocking=True))
         if validate:
             _check_values(rows, selected.offsets, sequences)
@@ -165,6 +168,7 @@ def loss_from_logps(
     settings.check()
     if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
         raise ValueError("pass exactly one of layout, labels (unshifted) and shift_labels")
+    _check_shift(labels, sequence_parallel)
     if signs is not None and layout is not None:
         raise ValueError("signs come with the layout: give them to TokenizedSample and pack; signs= is for padded rows")
     settings.check_signs(signs is not None or (layout is not None and is_oriented(layout)))
@@ -209,6 +213,14 @@ def _checked_labels(labels: Tensor | None, shift_labels: Tensor | None, num_obje
     if num_objectives is None:
         raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
     return given
+
+
+def _check_shift(labels: Tensor | None, sequence_parallel: Any) -> None:
+    if labels is not None and sequence_parallel is not None:
+        raise ValueError(
+            "labels would be shifted inside each rank's piece of the sequences, and every piece would lose its first; "
+            "shift whole sequences before they are cut, and pass shift_labels"
+        )
 
 
 def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None, vocab: int | None) -> Tensor:

@@ -115,3 +115,9 @@ def test_a_target_of_probability_zero_is_named_with_validate():
         batch.head.bias[int(batch.labels[6][batch.labels[6] >= 0][-1])] = -torch.inf
     with pytest.raises(ValueError, match=r"sample \d, objective \d, \w+ \(row \d+\): a log-prob is -inf"):
         call(batch, validate=True)
+
+
+def test_labels_that_each_rank_would_shift_are_refused():
+    hidden, weight, labels = torch.randn(4, 3, 8), torch.randn(11, 8), torch.ones(4, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="pass shift_labels"):
+        amopo.fused_loss(hidden, weight, labels, num_objectives=2, sequence_parallel=object(), step=0)

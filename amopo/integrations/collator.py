@@ -35,7 +35,7 @@ class PreferenceCollator:
     pad_to_multiple_of: int | None = None
 
     # The dataset's columns that are read; the mixin keeps them in a `datasets.Dataset`.
-    columns = ("prompts", "chosen", "rejected", "id")
+    columns = ("prompts", "chosen", "rejected", "id", "signs")
 
     def __post_init__(self) -> None:
         if not self.packed and self.pad_token_id is None:
@@ -67,18 +67,21 @@ class PreferenceCollator:
             labels[row, len(prompt) : end] = torch.tensor(response)
             attention_mask[row, :end] = 1
         ids = torch.tensor([sample_id_to_int64(sample.id) for sample in samples], dtype=torch.int64)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
-            "amopo_sample_ids": ids,
-        }
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "amopo_sample_ids": ids}
+        if any(sample.signs is not None for sample in samples):
+            batch["amopo_signs"] = torch.tensor([sample.signs or (1,) * sample.num_objectives for sample in samples])
+        return batch
 
 
 def _as_sample(item: TokenizedSample | Mapping[str, Any]) -> TokenizedSample:
     if isinstance(item, TokenizedSample):
         return item
     if isinstance(item, Mapping) and {"prompts", "chosen", "rejected"} <= item.keys():
-        return TokenizedSample(item["prompts"], item["chosen"], item["rejected"], item.get("id", 0))
+        if item.get("id") is None:
+            raise ValueError(
+                "a sample needs an id of its own, by which the weights' noise is keyed: add a column id (the row's "
+                "number will do)"
+            )
+        return TokenizedSample(item["prompts"], item["chosen"], item["rejected"], item["id"], item.get("signs"))
     what = ", ".join(map(str, item)) if isinstance(item, Mapping) else type(item).__name__
     raise TypeError(f"PreferenceCollator takes TokenizedSample, or prompts, chosen, rejected (token ids), got {what}")

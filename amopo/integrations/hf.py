@@ -15,7 +15,7 @@ It patches the model (`amopo.patch`) and takes two kinds of batches:
   `labels` [2KB, L] with -100 on all but responses, or TRL's `completion_mask`. `PreferenceLoss.order` says how its rows
   stand. What else is in a padded batch goes to the model, but for names that begin with `amopo_` or `ref_`.
 
-Either may bring `amopo_sample_ids` int64 [B], by which the weights' noise is keyed.
+Either may bring `amopo_sample_ids` int64 [B], by which the weights' noise is keyed; a padded one `amopo_signs` [B, K].
 
 The loss is the mean over the samples of the whole optimizer step, all ranks and accumulation steps, as in
 `amopo.AMoPOTrainer`, which is the better choice where nothing binds you to a trainer of your own: it fills batches to a
@@ -189,6 +189,7 @@ class AMoPOMixin:
             labels=labels,
             num_objectives=self.amopo.num_objectives,
             order=self.amopo.order,
+            signs=inputs.get("amopo_signs"),
             **options,
         )
 

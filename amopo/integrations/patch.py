@@ -36,7 +36,7 @@ from amopo.head import Head, find_head, head_logps
 from amopo.head_adapters import check_adapters
 from amopo.packing.layout import TreeLayout
 from amopo.padded import label_places, select_rows
-from amopo.trainer.forward import HeadOptions, PackedForward, causal_lm, check_head, patch_forward, runs_alone
+from amopo.trainer.forward import HeadOptions, PackedForward, call_on, causal_lm, check_head, patch_forward, runs_alone
 from amopo.trainer.wrapping import check_wrapped
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def patch(
         # Looked up through the instance, not captured: copies of the model then run their own weights.
         if before is None:
             return type(self).forward(self, *args, **kwargs)
-        return before(*args, **kwargs)
+        return call_on(self, before, owner, args, kwargs)
 
     # The signature by hand: functools.wraps would set __wrapped__, through which accelerate would drop this function.
     forward.__signature__ = inspect.signature(type(owner).forward)  # type: ignore[attr-defined]

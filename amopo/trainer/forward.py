@@ -177,7 +177,7 @@ def patch_forward(
         # Looked up through the instance, not captured: copies of the model then run their own weights.
         if previous is None:
             return type(self).forward(self, *args, **kwargs)
-        return previous(*args, **kwargs)
+        return call_on(self, previous, owner, args, kwargs)
 
     # The signature is copied by hand: functools.wraps would set __wrapped__, which accelerate follows when it unwraps
     # mixed precision, and so drop this function.
@@ -221,6 +221,16 @@ def check_head(model: nn.Module) -> None:
             f"those of lm_head on the body's hidden states by {difference:.1e} nats, more than the {allowed:.0e} of "
             "rounding; something between body and lm_head, or after it, would be skipped. Use another model"
         )
+
+
+def call_on(model: nn.Module, forward: Callable, owner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`forward(*args, **kwargs)`, a forward that stood on `owner`, on `model`: `owner` itself, or a copy of it.
+
+    A copy takes the functions of the original with it, and a method bound to the original would run its weights.
+    """
+    if getattr(forward, "__self__", None) is owner:
+        return forward.__func__(model, *args, **kwargs)
+    return forward(*args, **kwargs)
 
 
 def is_patched(model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import torch
 from hf_runs import arguments, difference, logs
 from transformers import Trainer
 
+from amopo import TokenizedSample
 from amopo.integrations.hf import AMoPOMixin, PreferenceCollator, PreferenceLoss
 from amopo.trainer import AMoPOTrainer
 
@@ -16,6 +17,7 @@ class MixedTrainer(AMoPOMixin, Trainer):
 
 PACKED = PreferenceCollator()
 PADDED = PreferenceCollator(pad_token_id=0, packed=False)
+SIGNS = ((1, -1), (-1, 1), (0, 1), (1, 1))
 LOSS = PreferenceLoss(objectives=tiny_runs.OBJECTIVES, beta=2.0, seed=7)
 
 
@@ -80,6 +82,25 @@ def test_evaluation_is_a_mean_over_samples_through_the_same_forward(tmp_path):
     for name in names:
         assert found[name] == pytest.approx(ours[name], rel=2e-4, abs=2e-5), name
     assert trainer.evaluate()["eval_loss"] == found["eval_loss"], "its noise is fixed"
+
+
+def test_signs_reach_the_loss_packed_and_padded(tmp_path):
+    plain = tiny_runs.samples(4)
+    signed = [TokenizedSample(s.prompts, s.chosen, s.rejected, s.id, k) for s, k in zip(plain, SIGNS, strict=True)]
+    columns = ("prompts", "chosen", "rejected", "id", "signs")
+    rows = [{name: getattr(sample, name) for name in columns} for sample in signed]
+    packed, padded = make(tmp_path / "a", PACKED, samples=signed), make(tmp_path / "b", PADDED, samples=rows)
+    unsigned = make(tmp_path / "c", PADDED, samples=plain)
+    for trainer in (packed, padded, unsigned):
+        trainer.train()
+    assert difference(packed.model, padded.model) < 1e-5
+    assert logs(packed)[0]["loss"] == pytest.approx(logs(padded)[0]["loss"], rel=1e-5)
+    assert abs(logs(padded)[0]["loss"] - logs(unsigned)[0]["loss"]) > 1e-3
+
+
+def test_samples_without_an_id_are_refused():
+    with pytest.raises(ValueError, match="a sample needs an id of its own"):
+        PADDED([{"prompts": [[1], [2]], "chosen": [3], "rejected": [4]}])
 
 
 def test_columns_that_the_collator_reads_stay_in_a_dataset(tmp_path):

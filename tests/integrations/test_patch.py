@@ -233,3 +233,21 @@ def test_log_probs_of_another_shape_are_refused():
         amopo.loss_from_logps(torch.zeros(4, 9))
     with pytest.raises(ValueError, match="rejected sequence .row 3. has no response token"):
         amopo.loss_from_logps(torch.zeros(4, 9), labels=labels, num_objectives=1, order="sample_major")
+
+
+def test_a_copy_of_a_patched_model_runs_its_own_weights():
+    from amopo import TokenizedSample, pack
+
+    model = tiny_runs.qwen2()
+    batch = pack([TokenizedSample([[5, 6], [5, 7]], [8, 9], [10], 0)])
+    with amopo.patch(model):
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            copied.lm_head.weight.mul_(2.0)
+            for call in (
+                {"input_ids": batch.input_ids},
+                {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "amopo_layout": batch.layout},
+            ):
+                mine, theirs = model(**call), copied(**call)
+                mine, theirs = (getattr(found, "logits", found) for found in (mine, theirs))
+                assert not torch.allclose(mine, theirs)

@@ -3,8 +3,9 @@
     source = Source("data.jsonl", objective="instruction_following", scale=Scale(0, 4), existing="refuse", limit=None)
     for entry in source: entry.prompt, entry.texts, entry.wanted, entry.row
 
-Each iteration reads the file anew, as a stream. Grouped rows keep every field, so a response may lack scores, or have
-no "scores" at all, and a prompt may have one response. Other forms become grouped rows with all their scores.
+Each iteration reads the file anew, as a stream; one that changes between them is an error by name. Grouped rows keep
+every field, so a response may lack scores, or have no "scores" at all, and a prompt may have one response. Other forms
+become grouped rows with all their scores.
 
 `existing` is for responses that have a score of the objective: "refuse" them by line, "keep" the score and ask only
 for those that lack it, or "replace" all. A record that declares another scale for the objective is refused unless its
@@ -24,7 +25,8 @@ from amopo.data.prompts import parse_prompt
 from amopo.data.readers import FORMATS, RawRecord, detect, read_raw
 from amopo.data.scales import as_scales
 from amopo.data.schema import DataError, Message, Scale, check_text, is_finite_number
-from amopo.data.sources import open_source
+from amopo.data.sources.source import Source as RowSource
+from amopo.data.sources.steady import open_steady
 
 EXISTING = ("refuse", "keep", "replace")
 
@@ -57,6 +59,7 @@ class Source:
             raise ValueError(f"existing={existing!r} is not one of {', '.join(EXISTING)}")
         self.path, self.objective, self.scale = path, objective, scale
         self.format, self.existing, self.limit = format, existing, limit
+        self._steady: RowSource | None = None  # opened with the first pass
 
     def __iter__(self) -> Iterator[Entry]:
         line_of_id: dict[str, int] = {}
@@ -76,7 +79,9 @@ class Source:
             yield entry
 
     def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        source = open_source(self.path)
+        if self._steady is None:
+            self._steady = open_steady(self.path)
+        source = self._steady
         form = self.format if self.format != "auto" else detect(source, next(source.rows()))
         if form == "grouped":
             yield from source.rows()
@@ -131,7 +136,10 @@ def grouped_row(raw: RawRecord) -> dict[str, Any]:
         {"text": r.text, "scores": {name: value for name, value in r.scores.items() if is_finite_number(value)}}
         for r in raw.responses
     ]
-    row = {"prompt": raw.prompt, "responses": responses, **raw.extra}
+    row = {"prompt": raw.prompt, "responses": responses}
+    if taken := sorted(row.keys() & raw.extra.keys()):
+        raise DataError(f"its field {taken[0]!r} would overwrite what the grouped form writes; rename it")
+    row |= raw.extra
     if scales := as_scales(raw.scales):
         row["scales"] = {name: [scale.low, scale.high] for name, scale in scales.items()}
     return row if raw.id is None else {"id": raw.id, **row}

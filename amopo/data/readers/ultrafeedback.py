@@ -48,10 +48,18 @@ def read_row(numbered: Row) -> RawRecord:
         prompt=row["instruction"],
         responses=responses,
         id=row.get("id"),
-        scales={**declared, **(row.get("scales") or {})},
+        scales={**declared, **_mapping(row.get("scales"))},
         extra=others(row, "id", "instruction", "completions", "scales"),
         unrated=True,
     )
+
+
+def _mapping(scales: object) -> Mapping[str, object]:
+    if scales is None:
+        return {}
+    if not isinstance(scales, Mapping):
+        raise DataError(f"scales must map each aspect to [low, high], but is {scales!r}")
+    return scales
 
 
 def _rating(note: object, aspect: str, name: str) -> object:
