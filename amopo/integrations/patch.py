@@ -36,7 +36,16 @@ from amopo.head import Head, find_head, head_logps
 from amopo.head_adapters import check_adapters
 from amopo.packing.layout import TreeLayout
 from amopo.padded import label_places, select_rows
-from amopo.trainer.forward import HeadOptions, PackedForward, call_on, causal_lm, check_head, patch_forward, runs_alone
+from amopo.trainer.forward import (
+    HeadOptions,
+    PackedForward,
+    ReplacedForward,
+    call_on,
+    causal_lm,
+    check_head,
+    patch_forward,
+    runs_alone,
+)
 from amopo.trainer.wrapping import check_wrapped
 
 logger = logging.getLogger(__name__)
@@ -55,46 +64,28 @@ _NOT_MADE = {
 }
 
 
-class Patch:
+class Patch(ReplacedForward):
     """The handle of a patched model; a context manager that restores the model at the end.
 
     `why_not_packed`: why the model takes no layouts, or None if it does.
     """
 
+    replaced_by = "amopo.patch"
+
     def __init__(self, owner: nn.Module, packed: PackedForward | None, why_not_packed: str | None) -> None:
-        self.owner = owner
+        super().__init__(owner, owner.__dict__.get("forward"))
+        self._installed = None  # what stands there now is not ours
         self.why_not_packed = why_not_packed
         self._packed = packed
-        self._previous = owner.__dict__.get("forward")
-        self._installed: types.MethodType | None = None
 
     def install(self, forward: types.MethodType) -> None:
         """Put `forward` on the instance."""
         self._installed = forward
         self.owner.forward = forward
 
-    def remove(self) -> None:
-        """Restore the forward that was there before; a second call does nothing."""
-        if self._installed is None:
-            return
-        if self.owner.__dict__.get("forward") is not self._installed:
-            raise RuntimeError(
-                f"the forward of {type(self.owner).__name__} was replaced again after amopo.patch (by accelerate's "
-                "mixed precision, for example); remove that first"
-            )
-        if self._previous is None:
-            del self.owner.forward
-        else:
-            self.owner.forward = self._previous
-        self._installed = None
+    def _removed(self) -> None:
         if self._packed is not None:
             self._packed.remove()
-
-    def __enter__(self) -> Patch:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
 
 def patch(

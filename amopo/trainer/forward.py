@@ -27,7 +27,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -96,37 +96,54 @@ class HeadOptions(NamedTuple):
     allow_unwrapped: bool
 
 
-class PackedForward:
-    """The handle of a replaced forward; a context manager that removes it at the end."""
+class ReplacedForward:
+    """The handle of a forward that was replaced on an instance; a context manager that removes it at the end."""
 
-    def __init__(self, owner: nn.Module, previous: Callable | None, attention_before: str | None) -> None:
+    replaced_by = ""  # who replaced it, for the message
+
+    def __init__(self, owner: nn.Module, previous: Callable | None) -> None:
         self.owner = owner
         self._previous = previous
-        self._attention_before = attention_before
-        self._installed = owner.__dict__["forward"]
+        self._installed: Callable | None = owner.__dict__.get("forward")
 
     def remove(self) -> None:
-        """Restore the forward that was there before."""
+        """Restore the forward that was there before; a second call does nothing."""
         if self._installed is None:
             return
         if self.owner.__dict__.get("forward") is not self._installed:
             raise RuntimeError(
-                f"the forward of {type(self.owner).__name__} was replaced again after patch_forward (by accelerate's "
-                "mixed precision, for example); remove that first"
+                f"the forward of {type(self.owner).__name__} was replaced again after {self.replaced_by} (by "
+                "accelerate's mixed precision, for example); remove that first"
             )
         if self._previous is None:
             del self.owner.forward
         else:
             self.owner.forward = self._previous
         self._installed = None
-        if self._attention_before is not None:
-            attention.uninstall(self.owner, self._attention_before)
+        self._removed()
 
-    def __enter__(self) -> PackedForward:
+    def _removed(self) -> None:
+        """What else is put back once the forward is."""
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+class PackedForward(ReplacedForward):
+    """What `patch_forward` installed: a forward, and the attention of the layers."""
+
+    replaced_by = "patch_forward"
+
+    def __init__(self, owner: nn.Module, previous: Callable | None, attention_before: str | None) -> None:
+        super().__init__(owner, previous)
+        self._attention_before = attention_before
+
+    def _removed(self) -> None:
+        if self._attention_before is not None:
+            attention.uninstall(self.owner, self._attention_before)
 
 
 def patch_forward(

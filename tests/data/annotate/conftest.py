@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -125,10 +126,8 @@ class StubJudge:
             self.release.wait(PATIENCE)
             with self.changed:
                 self.hanging -= 1
-        try:
+        with contextlib.suppress(OSError):  # the client is gone
             self.answer(handler, request, action)
-        except OSError:
-            pass  # the client is gone
 
     def answer(self, handler: BaseHTTPRequestHandler, request: Received, action: object) -> None:
         if isinstance(action, Reset):
