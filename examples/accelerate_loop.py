@@ -40,6 +40,7 @@ def train(model, samples, *, pad_token_id, epochs=4, batch=4, learning_rate=1e-3
                 optimizer.zero_grad()
         margins = accelerator.reduce(result.metrics["rewards/margins"], reduction="mean")
         accelerator.print(f"step {step}: loss {result.loss.item():.4f}, margins {margins.tolist()}")
+    accelerator.end_training()
     return result
 
 

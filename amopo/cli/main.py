@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from amopo import __version__
 from amopo.cli.console import drop_stdout, is_main_process, stdout_is_gone
 from amopo.cli.errors import UsageError, did_you_mean, exit_status, one_line
-from amopo.cli.launch import leave_failure
+from amopo.cli.launch import leave_failure, leave_group
 from amopo.cli.options import parse
 from amopo.cli.stop_signals import INTERRUPTED
 
@@ -67,7 +67,9 @@ def answer(argv: list[str]) -> int:
         return 0
     debug = "--debug" in argv or os.environ.get("AMOPO_DEBUG", "") not in ("", "0")
     try:
-        return run_command(argv[0], argv[1:])
+        status = run_command(argv[0], argv[1:])
+        leave_group()
+        return status
     except SystemExit as stop:  # argparse, after printing the help
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt as stop:

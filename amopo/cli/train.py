@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from amopo.cli.console import Console, is_main_process
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
-from amopo.cli.launch import check, is_launched, start
+from amopo.cli.launch import check, is_launched, leave_group, start
 from amopo.cli.models import DTYPES, need
 from amopo.cli.options import Option, Settings, options_of
 from amopo.cli.output_dir import check_output_dir
@@ -178,6 +178,8 @@ def run(settings: Settings) -> int:
             else:
                 train(job, settings, console)
         except KeyboardInterrupt as stop:
+            if stop.args:  # every rank has stopped after the same step
+                leave_group()
             if stop.args or settings.dry_run:
                 raise
             how = go_on(folder, command) if job is not None and job.has_begun else "nothing has been trained yet"

@@ -128,3 +128,17 @@ def test_the_rank_that_failed_first_is_named_though_the_clock_of_files_ticks_in_
 
     status = launch._report({0: failure(0, 5.9, "connection closed"), 1: failure(1, 5.2, "no space left")})
     assert status == 2 and capsys.readouterr().err == "amopo: error: rank 1: no space left\n"
+
+
+def test_a_rank_leaves_its_group_before_the_interpreter_ends_unless_it_fails(amopo, tmp_path, monkeypatch):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        assert amopo("env", "--no-such-option").status == 2
+        assert dist.is_initialized(), "others may still wait for this rank"
+        assert amopo("env").status == 0
+        assert not dist.is_initialized()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tiny_runs
 import torch
+import torch.distributed as dist
 
 from amopo.packing import packed_length
 from amopo.trainer import AMoPOTrainer
@@ -42,3 +43,5 @@ if __name__ == "__main__":
             json.dumps({"batches": batches, "history": trainer.state.log_history, "evaluated": evaluated})
         )
         torch.save(trainer.model.state_dict(), directory / f"{name}-{rank}.pt")
+    # Threads of gloo that outlive the group may abort the process while the interpreter ends.
+    dist.destroy_process_group()
