@@ -53,7 +53,8 @@ $(DS_STAMP): $(STAMP)
 	@touch $@
 
 test-deepspeed: $(DS_STAMP)
-	DS_ACCELERATOR=cpu $(DS_VENV)/bin/python -m pytest tests/cluster -k "zero or ulysses or deepspeed" $(ARGS)
+	DS_ACCELERATOR=cpu $(DS_VENV)/bin/python -m pytest tests/cluster tests/integrations/test_docs.py \
+	  -k "zero or ulysses or deepspeed" $(ARGS)
 
 # The installed package is tested, from outside the checkout: transformers before 5.17 takes the folder kernels/ for a
 # package of that name.

@@ -1,6 +1,5 @@
 """The pages say what is so: their commands run, their versions are those that are installed and pinned."""
 
-import importlib.metadata
 import os
 import re
 import shlex
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tested_versions import check_installed, llamafactory_versions, pins, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "integrations").glob("*.md"))
@@ -39,11 +39,6 @@ def example_of(command):
     return re.search(r"examples/(\w+)\.py", command)[1]
 
 
-def versions():
-    text = (ROOT / "docs" / "integrations" / "versions.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^\| `([\w-]+)` \| ([\w.]+) \|", text, re.M))
-
-
 def test_every_example_has_a_command_on_a_page():
     shown = {example_of(command) for command in commands()}
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"tiny"}
@@ -70,25 +65,22 @@ def test_the_command_on_the_page_runs(command, tmp_path):
 
 
 def test_tested_versions_are_those_that_are_pinned():
-    lines = (ROOT / "requirements" / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    for package, version in versions().items():
-        # triton: the version that torch asks for
-        assert pins.get(package, "3.9.0") == version, package
+    pinned = pins("constraints.txt") | {"triton": "3.9.0"}  # triton: the version that torch asks for
+    assert versions() == {package: pinned[package] for package in versions()}
+    axolotl = re.search(r"^AXOLOTL \?= axolotl==(\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
+    pinned = pins("llamafactory.txt") | {"axolotl": axolotl}
+    assert llamafactory_versions() == {package: pinned[package] for package in llamafactory_versions()}
 
 
 @pytest.mark.parametrize("package", sorted(versions()))
 def test_tested_versions_are_those_that_are_installed(package):
-    try:
-        installed = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{package} is not installed here")
-    assert installed.split("+")[0] == versions()[package], "update docs/integrations/versions.md and the pins together"
+    check_installed(package, versions()[package])
 
 
 def test_every_integration_has_a_page_with_its_version():
     assert {page.stem for page in PAGES} >= {"README", "plain", "accelerate", "hf", "trl", "peft", "patch", "versions"}
-    assert {"torch", "transformers", "accelerate", "peft", "trl"} <= set(versions())
+    assert {"torch", "transformers", "accelerate", "peft", "trl", "deepspeed"} <= set(versions())
+    assert {"llamafactory", "axolotl", "torch", "transformers", "trl"} <= set(llamafactory_versions())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
