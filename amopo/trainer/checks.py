@@ -2,12 +2,14 @@
 
 Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
 suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
-over data, for FSDP1, and for clipping that DeepSpeed would do its own way. `embedding_rows(model)` is the number of
+over data, for FSDP1, for an engine that was asked for and does not run, and for clipping that DeepSpeed would do its
+own way. `embedding_rows(model)` is the number of
 token ids that the model knows, `position_limit(model)` the number of positions.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
@@ -59,6 +61,7 @@ def check_parallelism(trainer: Any) -> None:
             f"torch.distributed has {dist.get_world_size()} ranks, transformers counts {trainer.args.world_size}: "
             "batches would be dealt out wrongly; on CPUs set use_cpu=True"
         )
+    _check_engine(trainer)
     if trainer.is_deepspeed_enabled:
         config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
         if "gradient_clipping" not in config and trainer.args.max_grad_norm != 1.0:
@@ -72,6 +75,20 @@ def check_parallelism(trainer: Any) -> None:
             "FSDP1 is not supported; use FSDP2: fsdp_version: 2 in accelerate's configuration, or "
             'fsdp_config={"version": 2}'
         )
+
+
+def _check_engine(trainer: Any) -> None:
+    """Raise where accelerate runs DDP, without a word, though another engine was asked for."""
+    kind, device = trainer.accelerator.distributed_type, trainer.args.device.type
+    asked = {"FSDP": trainer.args.fsdp, "DEEPSPEED": trainer.args.deepspeed}
+    for engine, setting in asked.items():
+        by_launcher = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+        if (setting or by_launcher) and kind != engine:
+            raise ValueError(
+                f"{engine} was asked for, but accelerate would run {kind.value} on this {device}, and the model would "
+                "not be sharded: it knows FSDP on accelerators only, and DeepSpeed where it was not told to use the "
+                "CPU (ACCELERATE_USE_CPU, --cpu); leave the engine or the device out"
+            )
 
 
 def embedding_rows(model: nn.Module) -> int:

@@ -30,6 +30,7 @@ from amopo.memory.shapes import ModelShape, shape_from_config
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
 from amopo.trainer.forward import causal_lm
+from amopo.trainer.wrapping import class_name
 
 logger = logging.getLogger(__name__)
 GIB = 1 << 30
@@ -57,7 +58,7 @@ def explained(error: BaseException, trainer: Any) -> torch.OutOfMemoryError:
 
 def _plans_view(trainer: Any, layout: TreeLayout | None) -> list[str]:
     args = trainer.args
-    shape = shape_from_config(text_config(causal_lm(trainer.model)).to_dict(), type(causal_lm(trainer.model)).__name__)
+    shape = shape_from_config(text_config(causal_lm(trainer.model)).to_dict(), class_name(causal_lm(trainer.model)))
     settings = settings_of(trainer)
     row = _row(layout, args.tokens_per_batch)
     now = _plan(shape, row, settings)

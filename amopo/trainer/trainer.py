@@ -67,7 +67,7 @@ from amopo.trainer.resume import (
 from amopo.trainer.run_log import RunLog
 from amopo.trainer.samples import SampleTable
 from amopo.trainer.self_check import compare_with_separate_forwards
-from amopo.trainer.wrapping import is_sharded
+from amopo.trainer.wrapping import class_name, is_sharded
 
 EVALUATION_STEP = 0
 SELF_CHECK_SAMPLES = 2
@@ -374,7 +374,7 @@ class AMoPOTrainer(CheckpointLoading):
             self.args,
             data_fingerprint=self._train_table.fingerprint,
             num_samples=len(self._train_table.lengths),
-            model_class=type(causal_lm(self.model)).__name__,
+            model_class=class_name(causal_lm(self.model)),
             model=self._identity,
             planned_ranks=self._loaders.planned_ranks,
         )

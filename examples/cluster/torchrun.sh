@@ -12,4 +12,6 @@ case $engine in
   fsdp2) options=(--fsdp true --fsdp-config "$here/fsdp2.json") ;;
   *) echo "unknown engine $engine: ddp, zero2, zero3, zero3_offload or fsdp2" >&2; exit 2 ;;
 esac
+# On Ctrl-C torchrun would kill its ranks after 30 s, in the middle of a checkpoint; from torch 2.12 on it reads this.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 exec torchrun --standalone --nproc-per-node "${NPROC:-8}" -m amopo train "${options[@]}" "$@"

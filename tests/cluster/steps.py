@@ -165,8 +165,12 @@ class AccelerateFSDP2(Accelerate):
         }
 
     def prepare(self, accumulation: int) -> None:
+        import fsdp_on_cpu
+
+        fsdp_on_cpu.allow()
         super().prepare(accumulation)
         os.environ.pop("ACCELERATE_USE_FSDP")
+        assert self.accelerator.is_fsdp2, "another engine would be tested"
 
 
 ENGINES = {

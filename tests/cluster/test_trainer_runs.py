@@ -87,6 +87,16 @@ def test_another_number_of_ranks_needs_as_many_micro_batches_per_step(torch_runs
         trainer_runs.run("resume", "single", tmp_path)
 
 
+def test_an_engine_that_accelerate_would_leave_out_is_refused(monkeypatch, tmp_path):
+    """On CPUs accelerate takes DDP where FSDP was asked for, and says nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    try:
+        with pytest.raises(ValueError, match="FSDP was asked for, but accelerate would run NO on this cpu"):
+            trainer_runs.make(tmp_path, "single")
+    finally:
+        trainer_runs.forget()
+
+
 @needs_deepspeed
 @pytest.mark.parametrize("engine", ZERO_ENGINES)
 def test_a_run_on_two_ranks_is_that_of_one_process_under_zero(engine, zero_runs, single):

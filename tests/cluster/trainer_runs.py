@@ -13,9 +13,11 @@ import os
 import sys
 from pathlib import Path
 
+import fsdp_on_cpu
 import tiny_runs
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from amopo.packing import packed_length
 from amopo.trainer import AMoPOTrainer
@@ -74,7 +76,10 @@ def make(folder: Path, engine: str, *, accumulation: int = 3, **changes) -> AMoP
         **changes,
     }
     config = tiny_runs.config(folder, **settings)
-    return AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples, eval_dataset=samples)
+    trainer = AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples, eval_dataset=samples)
+    assert trainer.is_fsdp_enabled == engine.startswith("fsdp2"), "another engine would be tested"
+    assert trainer.is_deepspeed_enabled == engine.startswith("zero"), "another engine would be tested"
+    return trainer
 
 
 def whole_weights(trainer: AMoPOTrainer) -> dict[str, torch.Tensor]:
@@ -93,6 +98,9 @@ def run(kind: str, engine: str, directory: Path, **changes) -> None:
     trainer = make(folder, engine, **changes)
     checkpoint = str(folder / f"checkpoint-{SAVED}") if kind != "train" else None
     trainer.train(resume_from_checkpoint=checkpoint)
+    is_sharded = all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+    assert is_sharded == engine.startswith("fsdp2"), "another engine would be tested"
+    assert (trainer.deepspeed is not None) == engine.startswith("zero"), "another engine would be tested"
     evaluated = trainer.evaluate()
     weights = whole_weights(trainer)
     if trainer.args.process_index == 0:
@@ -114,6 +122,7 @@ def forget() -> None:
 
 
 if __name__ == "__main__":
+    fsdp_on_cpu.allow()
     directory = Path(sys.argv[1])
     for task in sys.argv[2:]:
         kind, engine = task.split(":")

@@ -1,0 +1,240 @@
+"""The commands of docs/integrations/clusters.md train on two CPU ranks, each as one process does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from launch import ROOT, environment, needs_deepspeed
+
+pytest.importorskip("yaml")
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+LIMIT = 280  # seconds; about 10 on two free cores
+ENGINES = ("ddp", "zero2", "zero3", "zero3_offload", "fsdp2")
+PAGE = (ROOT / "docs" / "integrations" / "clusters.md").read_text(encoding="utf-8")
+SETTINGS = """
+model: scratch:nano
+template: brief
+data: {data}
+objectives: [a, b]
+eval_fraction: 0.3
+imitation_epochs: 1
+imitation_tokens: 512
+tokens_per_batch: 256
+gradient_accumulation_steps: 20  # more than there are micro-batches: every step takes all samples
+num_train_epochs: 3
+learning_rate: 1.0e-3
+adam_epsilon: 1.0e-4
+logging_steps: 1
+save_strategy: "no"
+samples: 0
+report: false
+use_cpu: true
+"""
+
+
+def needs(engine):
+    return [needs_deepspeed] if engine.startswith("zero") else []
+
+
+def on_the_page(start: str) -> str:
+    """The command of the page that begins so."""
+    found = [command for command in re.findall(r"`([^`]+)`", PAGE) if command.startswith(start)]
+    assert found, f"no command on the page begins with {start}"
+    return found[0]
+
+
+@dataclasses.dataclass
+class Place:
+    """A folder with data, settings, and programs that a launcher of this interpreter's environment would find."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        rows = [
+            {
+                "id": f"r{number}",
+                "prompt": f"Say the number {number}.",
+                "responses": [
+                    {"text": f"The number is {number}.", "scores": {"a": 4, "b": 3}},
+                    {"text": "I do not know.", "scores": {"a": 0, "b": number % 3}},
+                ],
+                "scales": {"a": [0, 4], "b": [0, 4]},
+            }
+            for number in range(14)
+        ]
+        data = self.folder / "data.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.settings = self.folder / "mine.yaml"
+        self.settings.write_text(SETTINGS.format(data=data))
+        self.program("torchrun", f'exec {sys.executable} -P -m torch.distributed.run "$@"')
+        self.program("accelerate", f'exec {sys.executable} -P -m accelerate.commands.accelerate_cli "$@"')
+
+    def program(self, name: str, *lines: str) -> None:
+        path = self.folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        path.chmod(0o755)
+
+    def start(self, command: str, output: str, *more: str, fsdp: bool = False, **env: str) -> subprocess.Popen:
+        """Start a command of the page with these settings."""
+        words = shlex.split(command.replace("--config mine.yaml", f"--config {shlex.quote(str(self.settings))}"))
+        env = environment(PATH=f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}", NPROC="2", **env)
+        if fsdp:
+            site = self.folder / "site"
+            site.mkdir(exist_ok=True)
+            only = 'import os\nif "LOCAL_RANK" in os.environ:\n    import fsdp_on_cpu\n    fsdp_on_cpu.allow()\n'
+            (site / "sitecustomize.py").write_text(only)
+            env["PYTHONPATH"] = os.pathsep.join([str(site), env["PYTHONPATH"]])
+        return subprocess.Popen(
+            [*words, "--output-dir", str(self.folder / output), *more],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=ROOT,
+        )
+
+    def run(self, *args, **kwargs) -> str:
+        """The same, to its end, which must be a good one; what it wrote to stdout."""
+        process = self.start(*args, **kwargs)
+        out, err = ended(process)
+        assert process.returncode == 0, f"{out[-3000:]}\n{err[-6000:]}"
+        return out
+
+
+def ended(process: subprocess.Popen) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"did not end in {LIMIT} s:\n{out[-2000:]}\n{err[-4000:]}")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("commands"))
+
+
+@pytest.fixture(scope="module")
+def expected(place):
+    """Losses and evaluation of one process."""
+    from amopo.cli.main import main
+
+    assert main(["train", "--config", str(place.settings), "--output-dir", str(place.folder / "alone")]) == 0
+    return found(place.folder / "alone")
+
+
+def found(folder: Path) -> dict[str, object]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["finished"] and (folder / "model.safetensors").is_file()
+    return {
+        "losses": [row["loss"] for row in metrics["log_history"] if "loss" in row],
+        "after": {name: metrics["preferences"]["after"][name] for name in ("loss", "rewards/margins")},
+    }
+
+
+def check(folder: Path, expected: dict[str, object]) -> None:
+    got = found(folder)
+    assert json.loads((folder / "amopo_run.json").read_text())["settings"]["world_size"] == 2
+    assert len(expected["losses"]) == 3 and expected["losses"][0] > expected["losses"][2] + 1e-3, "nothing was learned"
+    assert got["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert got["after"] == pytest.approx(expected["after"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", [pytest.param(engine, marks=needs(engine)) for engine in ENGINES])
+def test_torchrun_sh_trains_under_every_engine(engine, place, expected):
+    command = on_the_page("examples/cluster/torchrun.sh").replace("torchrun.sh ddp", f"torchrun.sh {engine}")
+    assert f"torchrun.sh {engine}" in command and (f"torchrun.sh {engine}" in PAGE or f"`{engine}`" in PAGE)
+    out = place.run(command, engine, fsdp=engine == "fsdp2")
+    assert out.count("saved in") == 1, "one process speaks"
+    check(place.folder / engine, expected)
+
+
+@pytest.mark.parametrize("engine", [pytest.param(e, marks=needs(e)) for e in ("ddp", "fsdp2", "zero3")])
+def test_accelerate_launch_trains_with_every_configuration(engine, place, expected):
+    command = on_the_page("accelerate launch").replace("accelerate_zero3", f"accelerate_{engine}")
+    command = command.replace("launch ", "launch --num_processes 2 --main_process_port 0 ")
+    place.run(command, f"accelerate-{engine}", fsdp=engine == "fsdp2")
+    check(place.folder / f"accelerate-{engine}", expected)
+
+
+# ---- Slurm: srun and scontrol of one node, which start what they are given ----
+
+JOB = {"SLURM_JOB_ID": "4711", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+
+
+def add_slurm(place: Place, *, srun: str) -> str:
+    place.program("scontrol", '[ "$1 $2" = "show hostnames" ] && echo "$3"')
+    place.program("srun", srun)
+    assert "sbatch examples/cluster/slurm.sh" in PAGE
+    return "examples/cluster/slurm.sh"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_slurm_script_starts_torchrun_with_the_engine_and_the_paper_s_settings(engine, place):
+    script = add_slurm(place, srun='printf "%s\\n" "$@"')
+    assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
+    words = place.run(script, "never", "--learning-rate", "5e-7", ENGINE=engine).split("\n")
+    assert words[:2] == ["--kill-on-bad-exit=1", "torchrun"]
+    given = dict(zip(words[2:], words[3:]))
+    assert given["--nnodes"] == "1" and given["--rdzv-id"] == "4711" and given["--rdzv-endpoint"] == "localhost:24711"
+    assert given["-m"] == "amopo" and given["--config"] == "examples/cluster/paper.yaml"
+    assert given["--learning-rate"] == "5e-7"
+    assert given.get("--deepspeed") == (f"examples/cluster/{engine}.json" if engine.startswith("zero") else None)
+    assert given.get("--fsdp-config") == ("examples/cluster/fsdp2.json" if engine == "fsdp2" else None)
+    assert all((ROOT / word).is_file() for word in words if word.startswith("examples/"))
+
+
+def test_an_engine_that_does_not_exist_is_named(place):
+    for script in (add_slurm(place, srun="exit 9"), "examples/cluster/torchrun.sh zero4"):
+        process = place.start(script, "never", ENGINE="zero4")
+        _, err = ended(process)
+        assert process.returncode == 2 and "unknown engine zero4" in err and "zero3_offload" in err
+
+
+def test_a_slurm_job_that_is_told_to_end_saves_a_checkpoint(place):
+    """Slurm signals every process of a step: torchrun, which passes the signal on, and the ranks."""
+    script = add_slurm(place, srun='[ "$1" = --kill-on-bad-exit=1 ] && shift; exec "$@"')
+    settings = shlex.split(f"--config {place.settings} --num-train-epochs 500")
+    folder = place.folder / "slurm"
+    process = place.start(script, "slurm", *settings, ENGINE="ddp")
+    log, end = folder / "amopo_log.jsonl", time.monotonic() + LIMIT
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[1][-6000:]
+        time.sleep(0.05)
+    launcher = psutil.Process(process.pid)
+    waits = launcher.environ()["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    for one in (launcher, *launcher.children(recursive=True)):
+        one.terminate()
+    _, err = ended(process)
+    assert process.returncode != 0
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert "is saved in" in err and f"{checkpoint}; go on with: " in err and "at once" not in err, err[-3000:]
+    assert (checkpoint / "optimizer.pt").is_file() and (checkpoint / "rng_state_1.pth").is_file()
+    assert int(waits) < int(re.search(r"--signal=TERM@(\d+)", (ROOT / script).read_text())[1])
+
+
+def test_torchrun_waits_for_the_checkpoint_as_long_as_the_scripts_say(monkeypatch):
+    from torch.distributed.launcher.api import LaunchConfig
+
+    if "shutdown_timeout" not in {field.name for field in dataclasses.fields(LaunchConfig)}:
+        pytest.skip("this torch always waits 30 s")
+    for script in ("slurm.sh", "torchrun.sh"):
+        text = (ROOT / "examples" / "cluster" / script).read_text()
+        (name, seconds) = re.search(r"export (\w+)=\$\{\1:-(\d+)\}", text).groups()
+        monkeypatch.setenv(name, seconds)
+        assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2).shutdown_timeout == int(seconds) > 30
