@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from amopo.head import head_logps, vocab_size
+from amopo.packing.validate import check_layout
 from amopo.padded import check_rows, label_places, orient_rows, select_rows, sequence_rows
 from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_tokens
 from amopo_kernels.gather import gather_rows
@@ -99,8 +100,15 @@ def fused_loss(
     # a shard of the head says nothing of the whole vocabulary
     vocabulary = None if tensor_parallel is not None else vocab_size(lm_head)
     if layout is not None:
+        if validate:
+            check_layout(layout, vocab=vocabulary, is_part=sequence_parallel is not None)
         rows = _packed_rows(hidden, layout, num_objectives, vocabulary)
+        if validate:
+            of_tokens = rows if layout.fan_out is None else rows.index_select(0, layout.fan_out)
+            _check_values(of_tokens, layout.offsets, _sequences_of(layout))
         logps = head_logps(lm_head, rows, layout.row_target, **head_options)
+        if validate:
+            _check_logps(fan_out(logps, layout), layout.offsets, _sequences_of(layout))
         return _loss_of_layout(logps, layout, settings, sample_ids)
     else:
         given = _checked_labels(labels, shift_labels, num_objectives)
@@ -199,8 +207,8 @@ def loss_from_logps(
         expected = layout.row_index.shape[0]
         raise ValueError(f"logps must be [{expected}], one per row of the layout, got {tuple(logps.shape)}")
     if validate:
-        shape = (layout.num_samples, layout.num_objectives, 2)
-        _check_logps(fan_out(logps, layout), layout.offsets, torch.arange(layout.offsets.shape[0] - 1).view(shape))
+        check_layout(layout, is_part=sequence_parallel is not None)
+        _check_logps(fan_out(logps, layout), layout.offsets, _sequences_of(layout))
     return _loss_of_layout(logps, layout, settings, sample_ids)
 
 
@@ -247,6 +255,11 @@ def fan_out(logps: Tensor, layout: TreeLayout) -> Tensor:
     if layout.fan_out is None:
         return logps
     return logps.index_select(0, layout.fan_out) if layout.fan is None else gather_rows(logps, layout.fan)
+
+
+def _sequences_of(layout: TreeLayout) -> Tensor:
+    """int64 `[B, K, 2]`: the sequences of a layout stand in that order."""
+    return torch.arange(layout.num_sequences).view(layout.num_samples, layout.num_objectives, 2)
 
 
 def is_oriented(layout: TreeLayout) -> bool:

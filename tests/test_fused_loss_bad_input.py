@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -121,3 +123,82 @@ def test_labels_that_each_rank_would_shift_are_refused():
     hidden, weight, labels = torch.randn(4, 3, 8), torch.randn(11, 8), torch.ones(4, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="pass shift_labels"):
         amopo.fused_loss(hidden, weight, labels, num_objectives=2, sequence_parallel=object(), step=0)
+
+
+# ---- layouts ----
+
+SAMPLES = [
+    amopo.TokenizedSample(prompts=([5, 6, 7], [5, 8, 7]), chosen=[10, 11, 2], rejected=[10, 2], id=1),
+    amopo.TokenizedSample(prompts=([5, 6, 9], [5, 8, 9]), chosen=[13, 2], rejected=[13, 14, 15, 2], id=2),
+]
+
+
+def packed(sharing="pair", **changes):
+    layout = dataclasses.replace(amopo.pack(SAMPLES, sharing=sharing).layout, **changes)
+    torch.manual_seed(0)
+    return torch.randn(layout.num_tokens, 8), torch.nn.Linear(8, 17), layout
+
+
+def changed(tensor, place, value):
+    tensor = tensor.clone()
+    tensor[place] = value
+    return tensor
+
+
+def token_of(layout, sample, objective, side, number):
+    """The entry of `row_index` of a response token."""
+    token = int(layout.offsets[(sample * 2 + objective) * 2 + side]) + number
+    return token if layout.fan_out is None else int(layout.fan_out[token])
+
+
+@pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
+def test_validate_looks_at_the_hidden_states_of_a_layout_and_names_the_sample(sharing):
+    hidden, head, layout = packed(sharing)
+    expected = amopo.fused_loss(hidden, head, layout=layout, step=0).loss
+    assert torch.equal(amopo.fused_loss(hidden, head, layout=layout, step=0, validate=True).loss, expected)
+    # the last token of this response stands for no other sequence
+    bad = int(layout.row_index[token_of(layout, 1, 1, 1, 3)])
+    hidden[bad, 2] = float("nan")
+    with pytest.raises(ValueError, match="sample 1, objective 1, rejected .*: hidden holds NaN or inf"):
+        amopo.fused_loss(hidden, head, layout=layout, step=0, validate=True)
+
+
+def test_validate_looks_at_the_log_probs_of_a_layout_and_names_the_sample():
+    hidden, head, layout = packed()
+    with torch.no_grad():
+        head.bias[11] = -torch.inf  # in the first sample's chosen response only
+    with pytest.raises(ValueError, match="sample 0, objective 0, chosen .*: a log-prob is -inf"):
+        amopo.fused_loss(hidden, head, layout=layout, step=0, validate=True)
+
+
+@pytest.mark.parametrize("sharing", ["none", "pair"])
+def test_validate_looks_at_the_indices_of_a_layout_and_names_the_sample(sharing):
+    hidden, head, layout = packed(sharing)
+    entry = token_of(layout, 1, 0, 0, 1)
+    cases = {
+        "sample 1, objective 0, chosen: layout.row_target is -3, outside": {
+            "row_target": changed(layout.row_target, entry, -3)
+        },
+        "sample 1, objective 0, chosen: layout.row_index is 99, outside": {
+            "row_index": changed(layout.row_index, entry, 99), "rows": None
+        },
+        "sample 0, objective 1, rejected has no response token": {
+            "offsets": changed(layout.offsets, 4, layout.offsets[3])
+        },
+        "layout.offsets must rise from 0": {"offsets": changed(layout.offsets, -1, 5)},
+    }  # fmt: skip
+    if layout.fan_out is not None:
+        wrong = changed(layout.fan_out, int(layout.offsets[4]), 77)
+        cases["sample 1, objective 0, chosen: layout.fan_out is 77"] = {"fan_out": wrong, "fan": None}
+    for message, changes in cases.items():
+        with pytest.raises(ValueError, match=message):
+            amopo.fused_loss(hidden, head, layout=dataclasses.replace(layout, **changes), step=0, validate=True)
+    # a target that the tokenizer has and the model has not: above max_target, which is looked at in any case
+    with pytest.raises(
+        ValueError, match="sample 1, objective 0, rejected: layout.row_target is 15, outside"
+    ):
+        amopo.fused_loss(hidden, torch.randn(15, 8), layout=layout, step=0, validate=True)
+    logps = torch.full((layout.row_index.shape[0],), -1.0)
+    empty = dataclasses.replace(layout, offsets=changed(layout.offsets, 4, layout.offsets[3]))
+    with pytest.raises(ValueError, match="sample 0, objective 1, rejected has no response token"):
+        amopo.loss_from_logps(logps, empty, step=0, validate=True)

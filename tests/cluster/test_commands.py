@@ -188,7 +188,7 @@ def add_slurm(place: Place, *, srun: str) -> str:
 def test_the_slurm_script_starts_torchrun_with_the_engine_and_the_paper_s_settings(engine, place):
     script = add_slurm(place, srun='printf "%s\\n" "$@"')
     assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
-    words = place.run(script, "never", "--learning-rate", "5e-7", ENGINE=engine).split("\n")
+    words = place.run(script, "never", "--learning-rate", "5e-7", ENGINE=engine, **JOB).split("\n")
     assert words[:2] == ["--kill-on-bad-exit=1", "torchrun"]
     given = dict(zip(words[2:], words[3:]))
     assert given["--nnodes"] == "1" and given["--rdzv-id"] == "4711" and given["--rdzv-endpoint"] == "localhost:24711"
@@ -201,7 +201,7 @@ def test_the_slurm_script_starts_torchrun_with_the_engine_and_the_paper_s_settin
 
 def test_an_engine_that_does_not_exist_is_named(place):
     for script in (add_slurm(place, srun="exit 9"), "examples/cluster/torchrun.sh zero4"):
-        process = place.start(script, "never", ENGINE="zero4")
+        process = place.start(script, "never", ENGINE="zero4", **JOB)
         _, err = ended(process)
         assert process.returncode == 2 and "unknown engine zero4" in err and "zero3_offload" in err
 
@@ -209,9 +209,11 @@ def test_an_engine_that_does_not_exist_is_named(place):
 def test_a_slurm_job_that_is_told_to_end_saves_a_checkpoint(place):
     """Slurm signals every process of a step: torchrun, which passes the signal on, and the ranks."""
     script = add_slurm(place, srun='[ "$1" = --kill-on-bad-exit=1 ] && shift; exec "$@"')
-    settings = shlex.split(f"--config {place.settings} --num-train-epochs 500")
+    mine = dict(line.split(": ", 1) for line in place.settings.read_text().splitlines() if line)
+    mine |= {"objectives": "a,b", "num_train_epochs": "500", "bf16": "false", "gradient_accumulation_steps": "2"}
+    flags = [word for name, value in mine.items() for word in (f"--{name}", value.strip('"'))]
     folder = place.folder / "slurm"
-    process = place.start(script, "slurm", *settings, ENGINE="ddp")
+    process = place.start(script, "slurm", *flags, ENGINE="ddp", **JOB)
     log, end = folder / "amopo_log.jsonl", time.monotonic() + LIMIT
     while not (log.is_file() and log.read_text().count("\n") >= 3):
         assert process.poll() is None and time.monotonic() < end, process.communicate()[1][-6000:]
@@ -223,7 +225,9 @@ def test_a_slurm_job_that_is_told_to_end_saves_a_checkpoint(place):
     _, err = ended(process)
     assert process.returncode != 0
     (checkpoint,) = folder.glob("checkpoint-*")
-    assert "is saved in" in err and f"{checkpoint}; go on with: " in err and "at once" not in err, err[-3000:]
+    assert "is saved in" in err and f"{checkpoint}; go on with: " in err and "interrupted at once" not in err, err[
+        -3000:
+    ]
     assert (checkpoint / "optimizer.pt").is_file() and (checkpoint / "rng_state_1.pth").is_file()
     assert int(waits) < int(re.search(r"--signal=TERM@(\d+)", (ROOT / script).read_text())[1])
 
