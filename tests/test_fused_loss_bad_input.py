@@ -194,9 +194,7 @@ def test_validate_looks_at_the_indices_of_a_layout_and_names_the_sample(sharing)
         with pytest.raises(ValueError, match=message):
             amopo.fused_loss(hidden, head, layout=dataclasses.replace(layout, **changes), step=0, validate=True)
     # a target that the tokenizer has and the model has not: above max_target, which is looked at in any case
-    with pytest.raises(
-        ValueError, match="sample 1, objective 0, rejected: layout.row_target is 15, outside"
-    ):
+    with pytest.raises(ValueError, match="sample 1, objective 0, rejected: layout.row_target is 15, outside"):
         amopo.fused_loss(hidden, torch.randn(15, 8), layout=layout, step=0, validate=True)
     logps = torch.full((layout.row_index.shape[0],), -1.0)
     empty = dataclasses.replace(layout, offsets=changed(layout.offsets, 4, layout.offsets[3]))

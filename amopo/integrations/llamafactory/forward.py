@@ -15,7 +15,8 @@ This needs nothing of transformers but a causal LM with a body and a linear head
 LLaMA-Factory and axolotl pin, which are too old for packed rows. Kept in memory: the body's activations, the selected
 hidden rows `[N, H]`, and what the head keeps (`amopo.workspace_bytes`).
 
-Raises for what `amopo.head` refuses, and for a model whose logits are not what its head makes of the body's output
+Raises for what `amopo.head` and `amopo.head_adapters` refuse, for a call on several ranks outside of any wrapper, whose
+gradients nothing would reduce, and for a model whose logits are not what its head makes of the body's output
 (tried on 8 tokens, unless its weights are sharded or not loaded yet).
 """
 
@@ -31,8 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from amopo.head import find_head, head_logps
+from amopo.head_adapters import check_adapters
 from amopo.padded import select_rows
 from amopo.trainer.forward import causal_lm, check_head
+from amopo.trainer.wrapping import check_wrapped
 
 IGNORE_INDEX = -100
 ARGUMENT = "amopo_labels"
@@ -73,6 +76,7 @@ def patch_logps(model: nn.Module) -> LogpsForward:
     if isinstance(installed, LogpsForward):
         return installed
     find_head(owner)
+    check_adapters(owner, training=any(parameter.requires_grad for parameter in owner.parameters()))
     if _is_whole(owner):
         check_head(owner)
     else:
@@ -114,6 +118,7 @@ def _is_whole(model: nn.Module) -> bool:
 
 
 def _logps_forward(model: nn.Module, labels: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    check_wrapped(model)
     head = find_head(model)
     arguments.pop("return_dict", None)
     arguments["use_cache"] = False

@@ -54,15 +54,14 @@ def test_loss_gradients_and_metrics_are_those_of_llamafactory(case, make_model, 
     )
 
 
-def test_an_adapter_is_its_own_reference_model(make_model, make_batch, make_trainer, gradients):
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]], ids=["body", "head"])
+def test_an_adapter_is_its_own_reference_model(make_model, make_batch, make_trainer, gradients, targets):
     from peft import LoraConfig, get_peft_model
 
     arguments = FinetuningArguments(stage="dpo", finetuning_type="lora", pref_loss="sigmoid")
     results = []
     for trainer_class in (_CustomDPOTrainer, FusedDPOTrainer):
-        model = get_peft_model(
-            make_model(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        )
+        model = get_peft_model(make_model(), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
         torch.manual_seed(4)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -128,13 +127,48 @@ def test_a_copy_of_a_patched_model_runs_its_own_weights(make_model, make_batch):
     assert (ours - theirs).abs().max() > 1e-2
 
 
-def test_an_adapter_on_the_head_is_refused_by_name(make_model, make_trainer):
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"lora_dropout": 0.1}, "dropout on the head"), ({"use_dora": True}, "DoRA")]
+)
+def test_an_adapter_on_the_head_that_would_be_computed_wrongly_is_refused(make_model, make_trainer, changes, message):
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(make_model(), LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+    settings = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", **changes)
+    model = get_peft_model(make_model(), settings).eval()  # what fails in training raises in any mode
     arguments = FinetuningArguments(stage="dpo", finetuning_type="lora", pref_loss="simpo")
-    with pytest.raises(ValueError, match="lm_head.*adapter"):
+    with pytest.raises(ValueError, match=message):
         make_trainer(FusedDPOTrainer, arguments, model=model)
+
+
+@pytest.mark.parametrize(
+    "where", [{"target_modules": ["q_proj", "embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}]
+)
+def test_an_adapter_that_a_tied_head_would_not_see_is_refused(make_model, make_trainer, where):
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **where})
+    model = get_peft_model(make_model(tie_word_embeddings=True), settings)
+    arguments = FinetuningArguments(stage="dpo", finetuning_type="lora", pref_loss="simpo")
+    with pytest.raises(ValueError, match="input embeddings carry an adapter"):
+        make_trainer(FusedDPOTrainer, arguments, model=model)
+
+
+def test_gradients_that_no_wrapper_would_reduce_are_refused(make_model, make_batch):
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    model, batch = make_model(), make_batch(4)
+    patch_logps(model)
+    labels = batch.pop("labels")
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(RuntimeError, match="2 ranks outside of any wrapper"):
+            label_logps(model, batch, labels)
+        with torch.no_grad():
+            label_logps(model, batch, labels)  # as a reference model runs
+        label_logps(torch.nn.parallel.DistributedDataParallel(model), batch, labels)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_head_that_does_more_than_a_product_is_refused(make_model, make_trainer):
