@@ -11,7 +11,7 @@ Where `job.go_on` says how to go on, Ctrl-C saves a checkpoint (`amopo.cli.stop`
 
 Records and pairs may be streams (`amopo.data.stream`): with `cache=True` their tokens are in files, and memory holds a
 few bytes per pair. Without, samples are a list. A model from scratch gets its tokenizer, and what it imitates, from at
-most `SCRATCH_PROMPTS` training prompts, drawn by the seed; that is said where there are more.
+most so many training prompts, drawn by the seed (`amopo.cli.scratch`); that is said where there are more.
 
 Everything that can be wrong with the input raises before training. A run from scratch keeps the imitating model in
 `imitation/`, from where a resumed run takes it.
@@ -35,21 +35,19 @@ from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
 from amopo.cli.launch import is_launched
-from amopo.cli.models import add_lora, fresh, load
+from amopo.cli.models import add_lora, load
 from amopo.cli.output_dir import METRICS_FILE, clear_checkpoints
+from amopo.cli.scratch import IMITATION_FOLDER, from_scratch, scratch_records
 from amopo.cli.stop import Stopping
 from amopo.cli.stop_signals import WATCHED, StopSignals
 from amopo.cli.tokens import tokenize
-from amopo.data import Pair, PreferenceRecord, TokenizationReport
-from amopo.data.stream import Reiterable, sample_of
+from amopo.data import Pair, TokenizationReport
+from amopo.data.stream import Reiterable
 from amopo.evaluation.preferences import silence, without_prefix
 from amopo.evaluation.samples import sample_responses
 from amopo.packing import TokenDataset, TokenizedSample
 from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
-
-IMITATION_FOLDER = "imitation"
-SCRATCH_PROMPTS = 10_000  # enough for a vocabulary of 4096 tokens; their demonstrations are lists in memory
 
 
 @dataclass
@@ -158,28 +156,11 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
 def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
     """The model as it stands before any training, its tokenizer."""
     size = parse_scratch(job.model)
-    if size is not None and job.lora_r is not None:
-        raise UsageError("--lora-r needs a trained model; a model from scratch is trained as a whole")
     if size is None:
         model, tokenizer = load(job.model, dtype=job.dtype)
-    elif job.resume:
-        folder = job.folder / IMITATION_FOLDER
-        if not folder.is_dir():
-            raise UsageError(f"--resume: {folder} is missing, so the model that this run began with is not known")
-        model, tokenizer = load(str(folder.absolute()))
     else:
-        if len(job.inputs.train.records) > SCRATCH_PROMPTS:
-            prompts = f"{SCRATCH_PROMPTS} of {len(job.inputs.train.records)} training prompts"
-            console.say(f"the tokenizer and the imitation are made from {prompts}, drawn by the seed")
-        model, tokenizer = fresh(
-            size,
-            _scratch_records(job),
-            objectives=job.args.objectives,
-            scales=job.inputs.scales,
-            template=job.template,
-            seed=job.args.seed,
-            max_length=job.max_prompt_length + job.max_response_length,
-        )
+        model, tokenizer, note = from_scratch(job, size)
+        console.say(note)
     if job.lora_r is not None:
         model = add_lora(model, rank=job.lora_r, alpha=job.lora_alpha)
     parameters = sum(map(_numel, model.parameters()))
@@ -195,7 +176,7 @@ def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dic
     options = job.imitation
     with console.stage("imitation"):
         with console.busy("reading what to imitate"):
-            records = _scratch_records(job)
+            records = scratch_records(job)
             rows = demonstrations(
                 records,
                 tokenizer,
@@ -228,11 +209,6 @@ def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dic
         **dataclasses.asdict(options),
         **dataclasses.asdict(result),
     }
-
-
-def _scratch_records(job: Job) -> list[PreferenceRecord]:
-    """The training records that a model from scratch begins with."""
-    return sample_of(job.inputs.train.records, SCRATCH_PROMPTS, seed=job.args.seed)
 
 
 def tokenize_for(

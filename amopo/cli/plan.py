@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from amopo.cli.errors import UsageError
-from amopo.cli.models import add_lora, fresh, load, need, source_of
+from amopo.cli.models import add_lora, load, need, source_of
+from amopo.cli.scratch import from_scratch
 from amopo.data import Pair
 from amopo.packing.pack import represented_tokens
 from amopo.packing.sample import TokenizedSample
@@ -195,18 +196,8 @@ def outline(job: Job) -> tuple[Any, Any, list[str]]:
     """The model without weights (on the meta device), its tokenizer, and what could not be checked so."""
     size = parse_scratch(job.model)
     if size is not None:
-        if job.lora_r is not None:
-            raise UsageError("--lora-r needs a trained model; a model from scratch is trained as a whole")
-        model, tokenizer = fresh(
-            size,
-            job.inputs.train.records,
-            objectives=job.args.objectives,
-            scales=job.inputs.scales,
-            template=job.template,
-            seed=job.args.seed,
-            max_length=job.max_prompt_length + job.max_response_length,
-        )
-        return model, tokenizer, ["a model from scratch imitates the responses first"]
+        model, tokenizer, note = from_scratch(job, size)
+        return model, tokenizer, [note]
     source, folder = source_of(job.model)
     if folder is not None and (folder / "adapter_config.json").is_file():
         model, tokenizer = load(job.model, dtype=job.dtype)  # its base model is found by loading it

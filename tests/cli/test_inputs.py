@@ -170,17 +170,33 @@ def test_settings_are_refused_before_the_file_is_read(tmp_path, bad):
         read_inputs(str(tmp_path / "none.jsonl"), objectives=OBJECTIVES, **bad)
 
 
-def test_a_model_from_scratch_begins_with_a_bounded_sample(amopo, small, data, tmp_path, monkeypatch):
+def test_a_model_from_scratch_begins_with_a_bounded_sample(amopo, small, rows, write, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    from amopo.cli import job
+    from amopo.cli import scratch
 
-    monkeypatch.setattr(job, "SCRATCH_PROMPTS", 10)
+    made = rows(30)
+    for number, row in enumerate(made):  # every prompt brings a word of its own to the tokenizer
+        word = "".join(chr(97 + (number * step + number // 26) % 26) for step in (1, 5, 7, 11, 17, 19))
+        row["prompt"] = f"Say {word} {word}."
+        row["responses"][0]["text"] = f"I say {word} {word}."
+    data = write(made)
     argv = ["--data", data, "--objectives=a,b", "--output-dir", tmp_path / "out", "--max-steps=1"]
+    plan_of_all = amopo("train", *small, *argv, "--dry-run").out
+    assert plan_of_all.count("made from 27 training prompts") == 1
+    monkeypatch.setattr(scratch, "SCRATCH_PROMPTS", 10)
+    plan = amopo("train", *small, *argv, "--dry-run").out
+    assert plan.count("made from 10 of 27 training prompts, drawn by the seed") == 1
     outcome = amopo("train", *small, *argv)
     assert outcome.status == 0, outcome.err
     assert outcome.out.count("made from 10 of 27 training prompts, drawn by the seed") == 1
     imitation = json.loads((tmp_path / "out" / "metrics.json").read_text())["imitation"]
     assert (imitation["prompts"], imitation["demonstrations"]) == (10, 20)
+    # The tokenizer of ten prompts knows fewer words, so the head and the packed rows are others than those of all.
+    vocabulary = json.loads((tmp_path / "out" / "metrics.json").read_text())["model"]["tokens"]
+    assert f" rows x {vocabulary} vocabulary" in plan and f" rows x {vocabulary} vocabulary" not in plan_of_all
+    again = amopo("train", *small, *argv, "--dry-run", "--resume").out
+    assert f"the model that this run began with is in {tmp_path / 'out' / 'imitation'}" in again
+    assert f" rows x {vocabulary} vocabulary" in again
 
 
 MEASURE = """
