@@ -3,9 +3,9 @@
 Contract
 --------
 `check_output_dir(folder, model=..., resume=..., force=...)` raises `UsageError` for a folder that holds another run,
-finished or with checkpoints of one that was stopped, unless the run resumes it or `force` replaces it; and always for
-the folder of the model itself. Nothing is written. `clear_checkpoints(folder)` deletes the checkpoints of a replaced
-run: `--resume` would take the newest of them for the new run's.
+finished or with checkpoints of one that was stopped, unless the run resumes it or `force` replaces it; where there is
+nothing to resume; and always for the folder of the model itself. Nothing is written. `clear_checkpoints(folder)` drops
+the checkpoints of a replaced run: `--resume` would take the newest of them for the new run's.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from amopo.cli.errors import UsageError
 METRICS_FILE = "metrics.json"
 
 
-def check_output_dir(folder: Path, *, model: str, resume: bool = False, force: bool = False) -> None:
+def check_output_dir(folder: Path, *, model: str, resume: bool | str = False, force: bool = False) -> None:
     if Path(model).is_dir() and folder.is_dir() and folder.samefile(model):
         raise UsageError(f"--output-dir: {folder} is the folder of the model, which would be overwritten; name another")
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise UsageError(f"--resume: the folder {resume} does not exist")
+    if resume is True and not checkpoints(folder):
+        raise UsageError(f"--resume: {folder} holds no checkpoint to go on from; leave --resume out to begin")
     if resume or force:
         return
     ways = "--resume goes on with it, --force replaces it; or name another --output-dir"

@@ -102,6 +102,10 @@ def make_plan(
     if world_size > 1:
         args._n_gpu = min(args.n_gpu, 1)  # one process per GPU, though this one sees them all
     check_setup(model, args)
+    if args.fsdp and world_size == 1:
+        raise UsageError("--fsdp: one process has nobody to share the model with; start several (--nproc N)")
+    if args.fsdp and args.device.type == "cpu":
+        raise UsageError("--fsdp: accelerate has no FSDP on CPUs, and would run DDP; leave it out")
 
     def checked(pairs: Sequence[Pair], name: str) -> Any:
         return read_samples(

@@ -156,7 +156,9 @@ def options() -> list[Option]:
         Option("report_to", str, "tracker that metrics are sent to", default="none", important=False),
     ]
     trainers = options_of(AMoPOConfig, important=IMPORTANT, exclude=OWN, help=HELP)
-    return own + [replace(option, default=DEFAULTS.get(option.name, option.default)) for option in trainers]
+    trainers = [replace(option, default=DEFAULTS.get(option.name, option.default)) for option in trainers]
+    # declared as text there; a flag without a value turns it on, as in transformers' own parser
+    return own + [replace(option, type=bool | str | None) if option.name == "fsdp" else option for option in trainers]
 
 
 def run(settings: Settings) -> int:
@@ -166,7 +168,7 @@ def run(settings: Settings) -> int:
     if starts_ranks:
         check(settings.nproc)
     if is_main_process():
-        check_output_dir(folder, model=settings.model, resume=bool(settings.resume), force=settings.force)
+        check_output_dir(folder, model=settings.model, resume=settings.resume or False, force=settings.force)
     if starts_ranks and not settings.dry_run:
         return start(["train", *settings.argv], settings.nproc, debug=settings.debug)
     with contextlib.nullcontext() if is_launched() else terminate_like_interrupt():
@@ -288,6 +290,8 @@ def make_config(settings: Settings) -> Any:
     """The trainer's settings; raises for what cannot work, an output directory that cannot be written included."""
     from amopo.trainer.config import AMoPOConfig
 
+    if settings.values.get("deepspeed"):
+        need("deepspeed", "deepspeed")
     names = {option.name for option in options_of(AMoPOConfig, exclude=OWN)}
     given = {name: settings.values[name] for name in settings.given if name in names}
     given = DEFAULTS | given

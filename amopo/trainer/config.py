@@ -130,6 +130,7 @@ class AMoPOConfig(TrainingArguments):
         self._check_objectives()
         self._check_loss()
         self._check_batches()
+        self._check_training()
         self._check_meaningless()
         if not self.num_train_epochs > 0 and self.max_steps <= 0:
             raise ValueError(
@@ -241,6 +242,19 @@ class AMoPOConfig(TrainingArguments):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def _check_training(self) -> None:
+        """What transformers would find out only when it comes to it, or not at all."""
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise ValueError(f"learning_rate must be finite and not negative, got {self.learning_rate}")
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(f"gradient_accumulation_steps must be at least 1, got {self.gradient_accumulation_steps}")
+        if self.max_steps == 0:
+            raise ValueError("max_steps=0 would be ignored, and num_train_epochs count; leave it out, or set a number")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise ValueError(f"{name} must be between 0 and 2^32 - 1, got {value}")
 
     def _check_meaningless(self) -> None:
         defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 
@@ -170,8 +171,17 @@ def test_an_output_directory_without_permission_is_not_writable(amopo, small, da
 
 
 def test_nothing_to_resume_is_said(train, data):
-    message = train("--data", data, "--objectives", "a,b", "--resume")
-    assert "--resume" in message and "missing" in message
+    flags = ("--data", data, "--objectives", "a,b")
+    message = train(*flags, "--resume")
+    assert "--resume" in message and "holds no checkpoint to go on from" in message
+    message = train(*flags, "--resume", "runs/none/checkpoint-3")
+    assert "--resume" in message and "runs/none/checkpoint-3 does not exist" in message
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed")
+def test_an_engine_that_is_not_installed_is_named_with_its_extra(train, data):
+    message = train("--data", data, "--objectives", "a,b", "--deepspeed", "examples/cluster/zero3.json")
+    assert "needs deepspeed: pip install 'amopo[deepspeed]'" in message
 
 
 @pytest.mark.parametrize(

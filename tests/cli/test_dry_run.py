@@ -143,6 +143,9 @@ def test_a_model_that_packed_rows_do_not_suit_is_refused_by_the_plan(train, save
         (["--nproc=40"], ["samples", "40 ranks"]),
         (["--output-dir=/dev/null/run"], ["output_dir", "not writable"]),
         (["--lora-r=4"], ["--lora-r", "scratch"]),
+        (["--fsdp"], ["--fsdp", "one process", "--nproc"]),
+        (["--fsdp", "--nproc=2"], ["--fsdp", "no FSDP on CPUs"]),
+        (["--resume"], ["--resume", "no checkpoint"]),
     ],
 )
 def test_what_the_run_would_refuse_the_plan_refuses(train, flags, words):
