@@ -110,6 +110,7 @@ def patch(
     owner = causal_lm(model)
     find_head(owner)
     check_adapters(owner)
+    options.check(owner)
     packed, why_not = None, None
     try:
         packed = patch_forward(model, **options._asdict())
@@ -212,6 +213,11 @@ def _body_arguments(kwargs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
     if tuple(tokens.shape[:2]) != tuple(labels.shape):
         raise ValueError(
             f"labels must have the shape of input_ids, {tuple(tokens.shape[:2])}, got {tuple(labels.shape)}"
+        )
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != labels.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(labels.shape)}, got {tuple(mask.shape)}"
         )
     for name, harmless in _NOT_MADE.items():
         value = arguments.pop(name, None)

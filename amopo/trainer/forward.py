@@ -40,9 +40,13 @@ from amopo.packing.layout import TreeLayout
 from amopo.packing.support import check_packed_row, check_packing_support, check_position_ids
 from amopo.packing.windows import check_untold_windows
 from amopo.trainer.wrapping import check_wrapped
+from amopo_kernels.checks import check_budget
 from amopo_kernels.gather import gather_rows
+from amopo_kernels.workspace import workspace_bytes
 
 logger = logging.getLogger(__name__)
+# The input's own dtype is as good as "input"; which one that is shows under autocast only.
+_LOGITS_DTYPES = (None, "input", torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Difference in nats, per unit of the largest logit, that rounding alone can explain; TF32 counts as fp32.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-3}
@@ -94,6 +98,19 @@ class HeadOptions(NamedTuple):
     budget: int | None
     tensor_parallel: Any
     allow_unwrapped: bool
+
+    def check(self, model: nn.Module) -> None:
+        """Raise now for what the first call would raise; `model` is a causal LM."""
+        if self.logits_dtype not in _LOGITS_DTYPES:
+            raise ValueError(f'logits_dtype must be None, "input" or torch.float32, got {self.logits_dtype!r}')
+        group = self.tensor_parallel
+        if group is not None and not hasattr(group, "size"):
+            raise TypeError(f"tensor_parallel must be a process group, got {type(group).__name__}")
+        check_budget(self.budget)
+        weight = getattr(find_head(model).lm_head, "weight", None)
+        if self.budget is not None and group is None and weight is not None and weight.numel() > 0:
+            shape = (1, weight.shape[1], weight.shape[0])
+            workspace_bytes(shape, weight.dtype, self.budget, frozen=True, device=weight.device)  # the least there is
 
 
 class ReplacedForward:
@@ -165,6 +182,7 @@ def patch_forward(
     """
     options = HeadOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
     owner = causal_lm(model)
+    options.check(owner)
     check_packing_support(model if hasattr(model, "peft_config") else owner)
     body = find_head(owner).body
     check_adapters(owner)
@@ -303,6 +321,8 @@ def _packed_arguments(
     args: tuple, kwargs: dict[str, Any], layout: TreeLayout, model: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """`input_ids` and `position_ids`, after everything else was found to be absent or harmless."""
+    if not isinstance(layout, TreeLayout):
+        raise TypeError(f"amopo_layout takes the layout of amopo.pack (batch.layout), got {type(layout).__name__}")
     if args:
         raise ValueError("a packed call takes keyword arguments only: input_ids=, position_ids=, amopo_layout=")
     given = {name: value for name, value in kwargs.items() if value is not None}

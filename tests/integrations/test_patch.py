@@ -10,7 +10,7 @@ import transformers
 from allocations import AllocationWatch
 
 import amopo
-from amopo.trainer.forward import is_patched
+from amopo.trainer.forward import is_patched, patch_forward
 
 MODELS = {
     "qwen2": tiny_runs.qwen2,
@@ -180,6 +180,10 @@ def refused():
     yield {"labels": labels, "shift_labels": labels}, "not both"
     yield {"labels": labels, "amopo_layout": packed.layout}, "not two of them"
     yield {"labels": labels[:, :5]}, r"shape of input_ids, \(4, 9\), got \(4, 5\)"
+    yield (
+        {"labels": labels, "attention_mask": mask[:, :5]},
+        r"attention_mask must have the shape .*\(4, 9\), got \(4, 5\)",
+    )
     yield {"labels": labels, "use_cache": True}, "use_cache=True has no meaning beside labels"
     yield {"labels": labels, "output_hidden_states": True}, "output_hidden_states=True"
     yield {"labels": labels, "logits_to_keep": 3}, "logits_to_keep=3"
@@ -190,7 +194,26 @@ def test_arguments_that_ask_for_something_else_are_refused(arguments, message):
     model = tiny_runs.qwen2()
     ids, mask, _ = padded_batch()
     with amopo.patch(model), pytest.raises(ValueError, match=message):
-        model(input_ids=ids, attention_mask=mask, **arguments)
+        model(**{"input_ids": ids, "attention_mask": mask, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget must be a positive number of bytes, got 0"),
+        ({"budget": "1GiB"}, "budget must be a positive number of bytes, got '1GiB'"),
+        ({"budget": 10}, "budget=10 bytes is too small for one row"),
+        ({"logits_dtype": "bf17"}, "logits_dtype must be None, .*, got 'bf17'"),
+        ({"logits_dtype": torch.int8}, "logits_dtype must be None, .*, got torch.int8"),
+        ({"tensor_parallel": 3}, "tensor_parallel must be a process group, got int"),
+    ],
+)
+def test_options_that_no_call_could_take_are_refused_at_once(options, message):
+    model = tiny_runs.qwen2()
+    for install in (amopo.patch, patch_forward):
+        with pytest.raises((ValueError, TypeError), match=message):
+            install(model, **options)
+    assert "forward" not in model.__dict__
 
 
 def test_what_cannot_be_patched_says_why():
@@ -204,6 +227,9 @@ def test_what_cannot_be_patched_says_why():
     with amopo.patch(model):
         with pytest.raises(TypeError, match="labels must be an integer tensor"):
             model(input_ids=torch.ones(1, 3, dtype=torch.int64), labels=torch.ones(1, 3))
+        batch = amopo.pack(tiny_runs.samples(1))
+        with pytest.raises(TypeError, match="the layout of amopo.pack .batch.layout., got PackedBatch"):
+            model(input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch)
         with pytest.raises(ValueError, match="needs input_ids"):
             model(labels=torch.ones(1, 3, dtype=torch.int64))
         with pytest.raises(RuntimeError, match="outside the vocabulary"):
