@@ -26,6 +26,8 @@ from amopo_kernels.gather import gather_rows
 if TYPE_CHECKING:
     from amopo.packing.layout import TreeLayout
 
+_ROUNDING = 1e-2  # half precision of another library's log-probs
+
 
 def fused_loss(
     hidden: Tensor,
@@ -294,4 +296,11 @@ def _check_logps(logps: Tensor, offsets: Tensor, sequences: Tensor) -> None:
         raise ValueError(
             f"{_place(int(bad[0]), offsets, sequences)}: a log-prob is {value}; its target's logit is -inf, or hidden "
             "or weight are not finite"
+        )
+    bad = (logps.detach() > _ROUNDING).nonzero().flatten()
+    if len(bad):
+        value = float(logps.detach()[bad[0]])
+        raise ValueError(
+            f"{_place(int(bad[0]), offsets, sequences)}: a log-prob is {value:.4g}, above 0; give log-probs of tokens, "
+            "not logits or scores"
         )

@@ -200,3 +200,11 @@ def test_validate_looks_at_the_indices_of_a_layout_and_names_the_sample(sharing)
     empty = dataclasses.replace(layout, offsets=changed(layout.offsets, 4, layout.offsets[3]))
     with pytest.raises(ValueError, match="sample 0, objective 1, rejected has no response token"):
         amopo.loss_from_logps(logps, empty, step=0, validate=True)
+
+
+def test_log_probs_above_zero_are_named_with_validate():
+    logps, labels = torch.full((4, 3), -1.0), torch.ones(4, 3, dtype=torch.int64)
+    logps[2, 1] = 4.0
+    amopo.loss_from_logps(logps, labels=labels, num_objectives=2, step=0)
+    with pytest.raises(ValueError, match=r"sample 0, objective 1, chosen .*: a log-prob is 4, above 0"):
+        amopo.loss_from_logps(logps, labels=labels, num_objectives=2, step=0, validate=True)
