@@ -80,14 +80,16 @@ def check_parallelism(trainer: Any) -> None:
 def _check_engine(trainer: Any) -> None:
     """Raise where accelerate runs DDP, without a word, though another engine was asked for."""
     kind, device = trainer.accelerator.distributed_type, trainer.args.device.type
-    asked = {"FSDP": trainer.args.fsdp, "DEEPSPEED": trainer.args.deepspeed}
-    for engine, setting in asked.items():
+    engines = (
+        ("FSDP", trainer.args.fsdp, "accelerate has FSDP on accelerators only; leave it out here"),
+        ("DEEPSPEED", trainer.args.deepspeed, "start without accelerate's --cpu (ACCELERATE_USE_CPU)"),
+    )
+    for engine, setting, remedy in engines:
         by_launcher = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
         if (setting or by_launcher) and kind != engine:
             raise ValueError(
                 f"{engine} was asked for, but accelerate would run {kind.value} on this {device}, and the model would "
-                "not be sharded: it knows FSDP on accelerators only, and DeepSpeed where it was not told to use the "
-                "CPU (ACCELERATE_USE_CPU, --cpu); leave the engine or the device out"
+                f"not be sharded: {remedy}"
             )
 
 
