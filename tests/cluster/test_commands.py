@@ -16,9 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from launch import ROOT, environment, needs_deepspeed
 
-pytest.importorskip("yaml")
+pytest.importorskip("transformers")
+from safetensors.torch import load_file  # noqa: E402
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 LIMIT = 280  # seconds; about 10 on two free cores
@@ -141,8 +143,9 @@ def expected(place):
 
 def found(folder: Path) -> dict[str, object]:
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["finished"] and (folder / "model.safetensors").is_file()
+    assert metrics["finished"]
     return {
+        "weights": load_file(folder / "model.safetensors"),
         "losses": [row["loss"] for row in metrics["log_history"] if "loss" in row],
         "after": {name: metrics["preferences"]["after"][name] for name in ("loss", "rewards/margins")},
     }
@@ -152,6 +155,12 @@ def check(folder: Path, expected: dict[str, object]) -> None:
     got = found(folder)
     assert json.loads((folder / "amopo_run.json").read_text())["settings"]["world_size"] == 2
     assert len(expected["losses"]) == 3 and expected["losses"][0] > expected["losses"][2] + 1e-3, "nothing was learned"
+    # Under ZeRO-2 and FSDP2 transformers writes the tied head beside the embeddings.
+    head = got["weights"].pop("lm_head.weight", None)
+    assert head is None or torch.equal(head, got["weights"]["model.embed_tokens.weight"])
+    assert set(got["weights"]) == set(expected["weights"])
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(got["weights"][name], weight, rtol=0, atol=2e-5, msg=lambda text, name=name: name)
     assert got["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert got["after"] == pytest.approx(expected["after"], rel=1e-3, abs=1e-5)
 
