@@ -14,7 +14,7 @@ from amopo.cli.data_options import check_choice, check_paths, score_options, sou
 from amopo.cli.inputs import read_scales
 from amopo.cli.options import Option, Settings
 from amopo.data.export import TARGETS, grouped_row, trl_rows
-from amopo.data.output import check_target, write_rows
+from amopo.data.output import HalfCharacters, check_target, write_rows
 from amopo.data.pairs import STRATEGIES
 from amopo.data.readers import ReadReport, iter_records, scan_scores
 from amopo.data.scales import resolve_scales
@@ -51,10 +51,13 @@ def run(settings: Settings) -> None:
         records = iter_records(
             rows_of, objectives=objectives, scales=scales, format=settings.format, report=report, on_rows=count
         )
-        rows, without = _write(records, target, settings)
+        halves = HalfCharacters()
+        rows, without = _write(records, target, settings, halves)
     console.say(f"{source}: {report.form}, {report}; objectives: {', '.join(objectives)}")
     note = f"; {without} prompts give no pair (ties, or the same text)" if without else ""
     console.say(f"{target}: {rows} rows, {settings.to}{note}")
+    for line in halves.lines():
+        console.say(line)
 
 
 def _all_objectives(
@@ -74,14 +77,19 @@ def _all_objectives(
     return scan.objectives
 
 
-def _write(records: Iterator[PreferenceRecord], target: str, settings: Settings) -> tuple[int, int]:
+def _write(
+    records: Iterator[PreferenceRecord], target: str, settings: Settings, halves: HalfCharacters
+) -> tuple[int, int]:
     """Counts of rows, and of prompts that gave none."""
     count = without = 0
     with write_rows(target) as write:
         for record in records:
             rows = [grouped_row(record)] if settings.to == "grouped" else trl_rows(record, strategy=settings.pairs)
             for row in rows:
-                write(row)
+                try:
+                    halves.add(record.source, write(row))
+                except DataError as error:
+                    raise DataError(f"{record.label}: {error}") from None
             count += len(rows)
             without += not rows
         if not count:

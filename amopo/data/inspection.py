@@ -22,7 +22,7 @@ from amopo.data.lengths import LengthSummary, Measure, WordMeasure, samples_of_p
 from amopo.data.pairs import build_pairs
 from amopo.data.readers import ReadReport, ScoreScan, iter_records, scan_scores
 from amopo.data.readers.forms import OnRows
-from amopo.data.scales import KNOWN_SCALES, ScaleLike, as_scales, check_objectives
+from amopo.data.scales import ScaleLike, as_scales, check_objectives
 from amopo.data.schema import DataError, PreferenceRecord, Scale
 from amopo.data.seen import SeenNames
 from amopo.data.sources.steady import open_steady
@@ -34,7 +34,7 @@ NAMED = 5  # bad rows
 
 @dataclass
 class ScoreSummary:
-    """Scores of one objective. `origin` of its scale: given, declared (by the file or its form), known, or seen."""
+    """Scores of one objective. `origin` of its scale: given, declared (by the file or its form), or seen."""
 
     scale: Scale
     origin: str
@@ -149,7 +149,7 @@ def inspect_file(
 
 
 def _summary(name: str, scan: ScoreScan, given: Mapping[str, Scale]) -> ScoreSummary:
-    for origin, scales in (("given", given), ("declared", scan.declared), ("known", KNOWN_SCALES)):
+    for origin, scales in (("given", given), ("declared", scan.declared)):
         if name in scales:
             return ScoreSummary(scales[name], origin)
     found = scan.ranges.get(name)

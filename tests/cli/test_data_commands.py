@@ -348,3 +348,25 @@ def test_on_a_terminal_a_bar_follows_the_count_through_both_passes(monkeypatch):
             count(done)
     assert positions == [100, 200, 100, 250]
     assert bars[0]["delay"] == PATIENCE and bars[0]["leave"] is False
+
+
+# Fields that nobody reads
+
+
+@pytest.mark.parametrize(
+    ("command", "targets"),
+    [("convert", ["out.jsonl"]), ("split", ["data.train.jsonl", "data.eval.jsonl"])],
+)
+def test_half_a_character_in_a_field_that_is_not_read_stops_nothing_and_is_named(
+    amopo, write, rows, tmp_path, command, targets
+):
+    given = rows(12)
+    given[4]["note"] = "half \ud83d"
+    path = write(given)
+    outcome = amopo("data", command, path, *(tmp_path / name for name in targets if command == "convert"))
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("half a character") == 1
+    said = next(line for line in outcome.out.splitlines() if "half a character" in line)
+    assert str(path) in said and "its field 'note'" in said and ("line 5" in said or "data.jsonl:5" in said)
+    found = [row for name in targets for row in lines(tmp_path / name)]
+    assert [row["note"] for row in found if row["id"] == "r4"] == ["half \ud83d"] and len(found) == 12
