@@ -16,7 +16,7 @@ from amopo.cli.options import Option, Settings
 from amopo.data.export import TARGETS, grouped_row, trl_rows
 from amopo.data.output import HalfCharacters, check_target, write_rows
 from amopo.data.pairs import STRATEGIES
-from amopo.data.readers import ReadReport, iter_records, scan_scores
+from amopo.data.readers import ReadReport, all_objectives, iter_records, scan_scores
 from amopo.data.scales import resolve_scales
 from amopo.data.schema import DataError, PreferenceRecord, Scale
 from amopo.data.sources import Source
@@ -65,16 +65,15 @@ def _all_objectives(
 ) -> tuple[str, ...]:
     """Every objective that the file scores."""
     scan = scan_scores(source, format=format, on_rows=on_rows)
-    if not scan.objectives:
-        raise DataError("no field of the responses holds numbers, so there is nothing to convert", file=source.name)
+    names = all_objectives(scan, source.name)
     try:
-        resolve_scales(scan.objectives, given=scales, declared=scan.declared)
+        resolve_scales(names, given=scales, declared=scan.declared)
     except DataError as error:
         raise DataError(
-            f"{error}. These fields hold numbers: {', '.join(scan.objectives)}; --objectives names those to keep",
+            f"{error}. These fields hold numbers: {', '.join(names)}; --objectives names those to keep",
             file=source.name,
         ) from None
-    return scan.objectives
+    return names
 
 
 def _write(
@@ -94,6 +93,8 @@ def _write(
             without += not rows
         if not count:
             raise DataError(
-                "no prompt gives a pair (ties, or the same text), so there is nothing to write", file=target
+                "no prompt gives a pair (all tie, or have the same text), so there is nothing to write; responses with "
+                "different texts and scores are needed",
+                file=settings.paths[0],
             )
     return count, without

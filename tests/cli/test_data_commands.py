@@ -147,7 +147,11 @@ def test_convert_says_what_gives_no_pair(amopo, write, rows, tmp_path):
         response["scores"] = {"a": 1, "b": 1}
     outcome = amopo("data", "convert", write(tied), tmp_path / "trl.jsonl", "--to=trl")
     assert "2 rows, trl; 1 prompts give no pair (ties, or the same text)" in outcome.out
-    assert "no prompt gives a pair" in amopo("data", "convert", write(tied[:1]), tmp_path / "x", "--to=trl").one_line()
+    source = write(tied[:1])
+    message = amopo("data", "convert", source, tmp_path / "x", "--to=trl").one_line()
+    assert (
+        message.startswith(f"{source}: no prompt gives a pair") and "different texts and scores are needed" in message
+    )
     assert not (tmp_path / "x").exists()
 
 

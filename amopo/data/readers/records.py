@@ -169,13 +169,19 @@ def _check_score(raw: RawResponse, objective: str, scale: Scale) -> float:
         raise DataError(f"{raw.name} has no score for objective {objective!r}; add it or leave the objective out")
     score = raw.scores[objective]
     if not is_finite_number(score):
-        raise DataError(f"the score of {raw.name} for objective {objective!r} is {score!r}; a finite number is needed")
+        shown = _shorten(repr(score))
+        raise DataError(f"the score of {raw.name} for objective {objective!r} is {shown}; a finite number is needed")
     if score not in scale:
         raise DataError(
             f"the score of {raw.name} for objective {objective!r} is {score}, outside its scale {scale}; "
             f"correct the score, or declare the scale, e.g. --scales {objective}=low:high"
         )
     return float(score)
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    """Text for a message: an integer may have thousands of digits."""
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def _check_id(value: object, *, default: str) -> int | str:

@@ -2,6 +2,7 @@
 
 `scan_scores(path) -> ScoreScan`: per name that mostly stands for finite numbers, how many responses have it, the
 smallest and the largest, and the scale that rows or the form declare. One pass; keeps nothing per row.
+`all_objectives(scan, file)`: their names, where all of them are to be read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from os import PathLike
 from amopo.data.readers.forms import OnRows, read_raw
 from amopo.data.readers.raw import UNRATED, RawRecord
 from amopo.data.scales import as_scales
-from amopo.data.schema import DataError, Scale, is_finite_number
+from amopo.data.schema import DataError, Scale, check_text, is_finite_number
 from amopo.data.sources import Source, open_source, stop
 
 
@@ -57,6 +58,20 @@ class ScoreScan:
                     self.ranges.setdefault(name, ScoreRange()).add(score)
         for name, scale in as_scales(raw.scales).items():
             self.declared.setdefault(name, scale)
+
+
+def all_objectives(scan: ScoreScan, file: str) -> tuple[str, ...]:
+    """The names of all scores; raises where there are none, or one that nobody can ask for."""
+    if not scan.objectives:
+        texts = [name for name, found in scan.ranges.items() if found.others]
+        hint = f"; {texts[0]!a} holds other values: scores must be numbers, not text" if texts else ""
+        raise DataError(f"no field of the responses holds numbers{hint}", file=file)
+    for name in scan.objectives:
+        try:
+            check_text(name, "the name of a score")
+        except DataError as error:
+            raise DataError(f"{error}. Or name the objectives to read with --objectives", file=file) from None
+    return scan.objectives
 
 
 def scan_scores(
