@@ -44,16 +44,18 @@ def run(settings: Settings) -> None:
     scales = read_scales(settings.scales)
     report = ReadReport()
     with counter(console, "rows") as count:
-        rows_of, objectives = source, settings.objectives
+        rows_of, objectives, others = source, settings.objectives, ()
         if not objectives:  # asked of the source in a pass of its own
             rows_of = open_steady(source)
-            objectives = _all_objectives(rows_of, scales, settings.format, count)
+            objectives, others = _all_objectives(rows_of, scales, settings.format, count)
         records = iter_records(
             rows_of, objectives=objectives, scales=scales, format=settings.format, report=report, on_rows=count
         )
         halves = HalfCharacters()
         rows, without = _write(records, target, settings, halves)
     console.say(f"{source}: {report.form}, {report}; objectives: {', '.join(objectives)}")
+    if others:
+        console.say(f"not written, since they hold no numbers: {', '.join(map(ascii, others))}")
     note = f"; {without} prompts give no pair (ties, or the same text)" if without else ""
     console.say(f"{target}: {rows} rows, {settings.to}{note}")
     for line in halves.lines():
@@ -62,8 +64,8 @@ def run(settings: Settings) -> None:
 
 def _all_objectives(
     source: Source, scales: Mapping[str, Scale], format: str, on_rows: Callable[[int], None]
-) -> tuple[str, ...]:
-    """Every objective that the file scores."""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Every objective that the file scores, and what stands beside them."""
     scan = scan_scores(source, format=format, on_rows=on_rows)
     names = all_objectives(scan, source.name)
     try:
@@ -73,7 +75,7 @@ def _all_objectives(
             f"{error}. These fields hold numbers: {', '.join(names)}; --objectives names those to keep",
             file=source.name,
         ) from None
-    return names
+    return names, scan.other_fields
 
 
 def _write(

@@ -374,3 +374,15 @@ def test_half_a_character_in_a_field_that_is_not_read_stops_nothing_and_is_named
     assert str(path) in said and "its field 'note'" in said and ("line 5" in said or "data.jsonl:5" in said)
     found = [row for name in targets for row in lines(tmp_path / name)]
     assert [row["note"] for row in found if row["id"] == "r4"] == ["half \ud83d"] and len(found) == 12
+
+
+def test_text_among_the_scores_is_no_objective_and_is_said(amopo, write, rows, tmp_path):
+    given = rows(4)
+    for row in given:
+        for response in row["responses"]:
+            response["scores"]["c"] = "good"
+    path = write(given)
+    assert "no objectives, since they hold no numbers: 'c'" in amopo("data", "inspect", path).out
+    outcome = amopo("data", "convert", path, tmp_path / "out.jsonl")
+    assert outcome.status == 0 and "not written, since they hold no numbers: 'c'" in outcome.out
+    assert set(lines(tmp_path / "out.jsonl")[0]["responses"][0]["scores"]) == {"a", "b"}

@@ -116,3 +116,21 @@ def test_scores_that_are_text_are_told_apart_from_no_scores(tmp_path):
     path.write_text(lines()[0].replace('{"a": 4}', '{"a": "4"}').replace('{"a": 1}', '{"a": "1"}'))
     with pytest.raises(DataError, match="no field of the responses holds numbers; 'a' holds other values.*not text"):
         all_objectives(scan_scores(path), str(path))
+
+
+def test_an_objective_that_is_mostly_nan_is_no_other_field(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(line.replace('{"a": 4}', '{"a": NaN, "b": 1}') for line in lines()))
+    scan = scan_scores(path)
+    assert scan.objectives == ("a", "b") and scan.ranges["a"].not_finite == 6 and scan.other_fields == ()
+    with pytest.raises(DataError, match="line 1: the score of response 1 for objective 'a' is nan"):
+        read_records(path, objectives=scan.objectives, scales={"b": [0, 4]})
+
+
+def test_rows_that_are_all_bad_say_why_where_they_would_be_counted(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": "p", "chosen": "x", "rejected": f"y {n}"}) for n in range(3)))
+    with pytest.raises(
+        DataError, match='no field .* holds numbers; the first error: .*line 1: the row has no "chosen_'
+    ):
+        inspect_file(path)

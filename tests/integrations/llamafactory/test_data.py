@@ -187,7 +187,7 @@ def test_arguments_of_amopo_beside_another_loss_are_refused():
 
 
 def test_defaults_are_those_of_the_loss():
-    amopo = AMoPOFinetuningArguments(stage="amopo", amopo_objectives="correctness")
+    amopo = AMoPOFinetuningArguments(stage="amopo", amopo_objectives="correctness", amopo_scales="correctness=0:4")
     assert (amopo.stage, amopo.pref_loss, amopo.use_ref_model) == ("dpo", "amopo", False)
     assert (amopo.pref_beta, amopo.simpo_gamma) == (0.8, 0.0)
     dpo = AMoPOFinetuningArguments(stage="dpo")

@@ -171,7 +171,12 @@ def test_amopo_with_one_objective_and_no_template_is_llamafactorys_simpo(
     amopo = make_trainer(
         AMoPODPOTrainer,
         AMoPOFinetuningArguments(
-            stage="amopo", finetuning_type="full", amopo_objectives="correctness", pref_beta=2.0, simpo_gamma=0.7
+            stage="amopo",
+            finetuning_type="full",
+            amopo_objectives="correctness",
+            amopo_scales="correctness=0:4",
+            pref_beta=2.0,
+            simpo_gamma=0.7,
         ),
         model=make_model(),
     )
