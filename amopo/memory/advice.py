@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from amopo.memory.methods import plan_method
 from amopo.memory.plan import Plan, make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import ModelShape
@@ -26,12 +27,24 @@ class Change:
 
 
 def largest_samples(
-    shape: ModelShape, sample: SampleShape, settings: RunSettings, *, limit: int, context: int = 0
+    shape: ModelShape,
+    sample: SampleShape,
+    settings: RunSettings,
+    *,
+    limit: int,
+    context: int = 0,
+    method: str | None = None,
 ) -> int:
-    """The most samples in one row whose plan stays within `limit` bytes; 0 if not even one does."""
+    """The most samples in one row whose plan stays within `limit` bytes; 0 if not even one does.
+
+    Args:
+        method: one of `methods.METHODS` (default: AMoPO with the sample's sharing).
+    """
+    method = method or f"amopo {sample.sharing}"
 
     def fits(samples: int) -> bool:
-        return make_plan(shape, dataclasses.replace(sample, samples=samples), settings, context=context).peak <= limit
+        several = dataclasses.replace(sample, samples=samples)
+        return plan_method(method, shape, several, settings, context=context).peak <= limit
 
     if not fits(1):
         return 0

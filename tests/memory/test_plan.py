@@ -92,7 +92,9 @@ def test_sharing_and_the_released_code_stand_in_order():
     assert peaks["released"] > peaks["plain bf16"] > peaks["amopo none"] > peaks["amopo pair"] > peaks["amopo tree"]
     rows, length = padded(sample)
     logits = rows * length * QWEN.vocab
-    assert plan_method("released", QWEN, sample, settings).phases["head"]["head"] == 24 * logits
+    assert plan_method("released", QWEN, sample, settings).phases["head"]["head"] == 16 * logits
+    with pytest.raises(ValueError, match="method 'amopo most' is not known; known: released"):
+        plan_method("amopo most", QWEN, sample, settings)
 
 
 def test_the_largest_budget_fits_and_one_sample_more_does_not():
