@@ -29,8 +29,7 @@ from amopo.memory.advice import changes, largest_samples, largest_tokens, smalle
 from amopo.memory.methods import METHODS, plan_method
 from amopo.memory.phases import PHASES
 from amopo.memory.plan import COMPONENTS, Plan, make_plan
-from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import ModelShape
+from amopo.memory.settings import RunSettings
 
 DESCRIPTION = "Memory of a training step on one GPU, computed from the sizes of model, samples and cluster."
 
@@ -47,6 +46,20 @@ def options() -> list[Option]:
 
 
 def run(settings: Settings) -> None:
+    plan, result = answer(settings)
+    if settings.picture is not None:
+        need("matplotlib", "plot")
+        from amopo.report.memory import write_plan
+
+        write_plan(result, settings.picture)
+    if settings.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(_text(plan, result))
+
+
+def answer(settings: Settings) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and what `--json` prints."""
     shape, sample, asked = shape_from(settings), sample_of(settings), settings_of(settings)
     context = size(settings.context, "--context", least=0)
     limit = gpu_memory_of(settings)
@@ -60,15 +73,7 @@ def run(settings: Settings) -> None:
         result["smallest_cluster"] = None if found is None else {
             "gpus": found.settings.gpus, "engine": found.settings.engine, "peak": found.peak, "host": found.host,
         }  # fmt: skip
-    if settings.picture is not None:
-        need("matplotlib", "plot")
-        from amopo.report.memory import write_plan
-
-        write_plan(result, settings.picture)
-    if settings.json:
-        print(json.dumps(result, indent=1))
-    else:
-        print(_text(shape, sample, asked, plan, result))
+    return plan, result
 
 
 def _record(plan: Plan, methods: dict[str, Plan], limit: int | None, context: int) -> dict[str, Any]:
@@ -104,7 +109,8 @@ def _record(plan: Plan, methods: dict[str, Plan], limit: int | None, context: in
     }
 
 
-def _text(shape: ModelShape, sample: SampleShape, settings: RunSettings, plan: Plan, result: dict[str, Any]) -> str:
+def _text(plan: Plan, result: dict[str, Any]) -> str:
+    shape, sample, settings = plan.shape, plan.sample, plan.settings
     trained = "all weights" if settings.lora is None else f"LoRA rank {settings.lora}"
     lines = [
         f"{shape.name}: {shape.parameters / 1e9:.2f} billion parameters, {trained}, {settings.precision}, "
