@@ -186,7 +186,8 @@ def render(answer: dict[str, Any]) -> str:
         _wrapped(
             "The same samples by other ways of computing their log-probs, under the same settings: peak in GiB, and in "
             "brackets the most samples in one row that fit the GPU (formulas: [the other "
-            "methods](#the-other-methods)). Responses of one length need no padding; real ones cost the first three more."
+            "methods](#the-other-methods)). Responses of one length need no padding; with real ones the first three "
+            "take more."
         )
     )
     lines = [
