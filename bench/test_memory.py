@@ -32,7 +32,7 @@ from bench.common.replay import replay
 
 QUESTION, LARGEST = "memory_model", "memory_largest"
 AGREE = 0.05
-ENOUGH_SECONDS = {QUESTION: 450.0, LARGEST: 160.0}  # of a case, and of one method's search
+ENOUGH_SECONDS = {QUESTION: 420.0, LARGEST: 130.0}  # of a case, and of one method's search
 MODEL = pytest.StashKey[tuple[object, MemorySteps]]()
 
 
