@@ -42,6 +42,15 @@ def why_missing(case) -> str | None:
     return f"{', '.join(absent)} is not installed" if absent else None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def release_the_last_model(request):
+    yield
+    _, steps = request.config.stash.get(MODEL, (None, None))
+    request.config.stash[MODEL] = (None, None)
+    if steps is not None:
+        steps.close()
+
+
 @pytest.fixture
 def steps_of(bench_session, request):
     """case -> its model on the device; one case's at a time, since two do not fit."""

@@ -45,6 +45,10 @@ def test_models_on_a_large_card_have_settings_that_fit_by_the_plan():
             assert peak > H200, case
 
 
+def test_all_weights_of_7b_are_trained_with_checkpointing():
+    assert [case.settings(H200).checkpointing for case in memory_cases_with(["7b-full"], "cuda")] == [True, True]
+
+
 def test_stored_logits_run_out_of_the_card_before_the_largest_row_at_32b():
     case = memory_cases_with(["32b"], "cuda")[0]
     sample = fill(case.sample, case.tokens[-1])
