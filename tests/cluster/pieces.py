@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tiny_runs
@@ -19,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from amopo import fused_loss, loss_from_logps, pack
+from amopo.integrations.hf import PreferenceCollator
 from amopo.packing.shard import shard
 from amopo.trainer import patch_forward
 
@@ -28,10 +30,24 @@ SETTINGS = {
     "simpo": {"objective": "simpo", "weights": "uniform", "gamma": 0.3},
 }
 LOSS = {"beta": 2.0, "seed": 3, "step": 5}
+# Of five samples: an objective prefers the chosen response, the rejected one, or neither.
+SIGNS = ((1, -1, 0), None, (-1, -1, 1), (0, 0, -1), (-1, 1, 1))
+ORIENTED = ("chosen first", "with signs")
 
 
-def batch(multiple=2):
-    return pack(tiny_runs.samples(5, num_objectives=3), sharing="tree", pad_to_multiple_of=multiple)
+def samples(signs=False):
+    made = tiny_runs.samples(5, num_objectives=3)
+    return [replace(sample, signs=given) for sample, given in zip(made, SIGNS, strict=True)] if signs else made
+
+
+def long_prompts(count, num_objectives):
+    """Samples of which the first half of every sequence holds nothing but the prompt."""
+    made = tiny_runs.samples(count, num_objectives=num_objectives, longest=4)
+    return [replace(sample, prompts=[[*range(3, 17)]] * num_objectives) for sample in made]
+
+
+def batch(multiple=2, *, signs=False):
+    return pack(samples(signs), sharing="tree", pad_to_multiple_of=multiple)
 
 
 def log_probs(layout):
@@ -46,15 +62,18 @@ def of_sequences(rank: int, size: int) -> dict:
     mine = (whole.layout.row_index >= rank * width) & (whole.layout.row_index < (rank + 1) * width)
     results = {}
     for name, settings in SETTINGS.items():
-        logps = log_probs(whole.layout)[mine].requires_grad_()
-        result = loss_from_logps(
-            logps, part.layout, sample_ids=whole.sample_ids, sequence_parallel=group, **LOSS, **settings
-        )
-        result.loss.backward()
-        results[name] = {
-            "loss": result.loss.detach(), "alphas": result.weights, "sigma": result.metrics["amopo/sigma"],
-            "lengths": result.lengths, "gradient": logps.grad, "mine": mine,
-        }  # fmt: skip
+        for oriented in ORIENTED:
+            with_signs = oriented == "with signs"
+            whole, part = batch(signs=with_signs), shard(batch(signs=with_signs), rank, size)
+            logps = log_probs(whole.layout)[mine].requires_grad_()
+            result = loss_from_logps(
+                logps, part.layout, sample_ids=whole.sample_ids, sequence_parallel=group, **LOSS, **settings
+            )
+            result.loss.backward()
+            results[name, oriented] = {
+                "loss": result.loss.detach(), "alphas": result.weights, "metrics": result.metrics,
+                "lengths": result.lengths, "gradient": logps.grad, "mine": mine,
+            }  # fmt: skip
     # A source of weights that every rank draws for itself.
     torch.manual_seed(rank)
     drawn = loss_from_logps(
@@ -62,6 +81,46 @@ def of_sequences(rank: int, size: int) -> dict:
         weights=lambda stats: torch.rand_like(stats.mean),
     )  # fmt: skip
     return results | {"drawn": drawn.weights}
+
+
+PADDED = {"with signs": samples(signs=True), "no response on the first rank": long_prompts(2, 3)}
+
+
+def padded(made) -> dict:
+    """What a padded batch has of them: hidden states, the head, labels shifted already."""
+    given = PreferenceCollator(pad_token_id=0, packed=False, pad_to_multiple_of=2)(made)
+    shifted = torch.full_like(given["labels"], -100)
+    shifted[:, :-1] = given["labels"][:, 1:]
+    torch.manual_seed(0)
+    head = nn.Linear(32, tiny_runs.VOCAB, bias=False)
+    options = {"num_objectives": 3, "order": "sample_major", "sample_ids": given["amopo_sample_ids"]}
+    if "amopo_signs" in given:
+        options["signs"] = given["amopo_signs"]
+    hidden = torch.randn(*shifted.shape, 32).requires_grad_()
+    return {"hidden": hidden, "head": head, "labels": given["labels"], "shifted": shifted, "options": options}
+
+
+def of_padded_rows(whole: dict, rank: int, size: int) -> dict:
+    """Padded rows of which each rank has some columns: the fused loss, and that of log-probs from elsewhere."""
+    width = whole["shifted"].shape[1] // size
+    columns = slice(rank * width, (rank + 1) * width)
+    hidden, head, labels = whole["hidden"][:, columns], whole["head"], whole["shifted"][:, columns]
+    options = whole["options"] | LOSS | {"sequence_parallel": dist.group.WORLD}
+    result = fused_loss(hidden, head, shift_labels=labels, **options)
+    result.loss.backward()
+    logps = head(hidden.detach()).log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    elsewhere = loss_from_logps(logps, shift_labels=labels, **options)
+    none_left = labels.clone()
+    none_left[9] = -100
+    refusals = [
+        message_of(lambda: fused_loss(hidden, head, shift_labels=none_left, **options)),
+        message_of(lambda: loss_from_logps(logps, shift_labels=none_left, **options)),
+    ]
+    return {
+        "loss": result.loss.detach(), "alphas": result.weights, "metrics": result.metrics, "refusals": refusals,
+        "hidden": whole["hidden"].grad, "head": head.weight.grad, "rows": int((labels != -100).sum()),
+        "elsewhere": elsewhere.loss.detach(),
+    }  # fmt: skip
 
 
 def of_vocabulary(rank: int, size: int) -> dict:
@@ -153,6 +212,8 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.save(of_sequences(rank, size), directory / f"sequences-{rank}.pt")
+    padded_rows = {name: of_padded_rows(padded(made), rank, size) for name, made in PADDED.items()}
+    torch.save(padded_rows, directory / f"padded-{rank}.pt")
     torch.save(of_vocabulary(rank, size), directory / f"vocabulary-{rank}.pt")
     torch.save({"message": unwrapped()}, directory / f"unwrapped-{rank}.pt")
     torch.save(of_model_in_transformers_hands(rank, size, directory / "model"), directory / f"transformers-{rank}.pt")
