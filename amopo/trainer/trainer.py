@@ -49,7 +49,7 @@ from amopo.trainer.checkpoint_loading import CheckpointLoading
 from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
 from amopo.trainer.forward import causal_lm, patch_forward
-from amopo.trainer.identity import model_identity
+from amopo.trainer.identity import class_name, model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
@@ -374,7 +374,7 @@ class AMoPOTrainer(CheckpointLoading):
             self.args,
             data_fingerprint=self._train_table.fingerprint,
             num_samples=len(self._train_table.lengths),
-            model_class=type(causal_lm(self.model)).__name__,
+            model_class=class_name(causal_lm(self.model)),
             model=self._identity,
             planned_ranks=self._loaders.planned_ranks,
         )

@@ -61,9 +61,12 @@ class Zero(Engine):
         trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         return {name: self.whole(safe_get_full_grad(p)) for name, p in trained}
 
-    def step(self) -> None:
+    def check(self) -> None:
+        assert self.called.zero_optimization_stage() == self.stage
         if self.stage == 3:
             assert all(p.numel() == 0 for p in self.model.parameters()), "weights must be partitioned"
+
+    def step(self) -> None:
         self.called.step()
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import tiny_runs
 import torch
 import torch.distributed as dist
+from sharding import check_sharded, let_fsdp_run_on_cpus
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -127,6 +128,10 @@ class Engine:
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: self.whole(p) for name, p in self.model.named_parameters()}
 
+    def check(self) -> None:
+        """That this is the engine which runs."""
+        assert self.called is self.model
+
     @staticmethod
     def whole(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -137,6 +142,9 @@ class DDP(Engine):
     def prepare(self, accumulation: int) -> None:
         self.optimizer = self.make_optimizer()
         self.called = DistributedDataParallel(self.model)
+
+    def check(self) -> None:
+        assert isinstance(self.called, DistributedDataParallel)
 
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if is_last else self.called.no_sync()
@@ -154,6 +162,9 @@ class FSDP2(Engine):
         self.shard_head()
         fully_shard(self.model)
         self.optimizer = self.make_optimizer()
+
+    def check(self) -> None:
+        check_sharded(self.model)
 
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager:
         self.model.set_requires_gradient_sync(is_last)
@@ -187,6 +198,9 @@ class Accelerate(Engine):
         self.called, self.optimizer = self.accelerator.prepare(self.model, self.make_optimizer())
         self.model = self.accelerator.unwrap_model(self.called)
 
+    def check(self) -> None:
+        assert isinstance(self.called, DistributedDataParallel)
+
     def plugins(self) -> dict:
         return {}
 
@@ -202,6 +216,7 @@ class AccelerateFSDP2(Accelerate):
         from accelerate import FullyShardedDataParallelPlugin
 
         os.environ["ACCELERATE_USE_FSDP"] = "true"
+        let_fsdp_run_on_cpus()
         return {
             "fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         }
@@ -209,6 +224,9 @@ class AccelerateFSDP2(Accelerate):
     def prepare(self, accumulation: int) -> None:
         super().prepare(accumulation)
         os.environ.pop("ACCELERATE_USE_FSDP")
+
+    def check(self) -> None:
+        check_sharded(self.model)
 
 
 ENGINES = {
@@ -247,6 +265,7 @@ def train(case: Case, rank: int | None, world_size: int) -> list[dict]:
     padded = case.variant == "padded" and rank is not None
     (amopo.patch if padded else patch_forward)(model)
     engine = ENGINES[case.engine](model, case.accumulation)
+    engine.check()
     steps = []
     for number, micro_batches in enumerate(batches(case, rank)):
         count = torch.tensor(float(sum(map(len, micro_batches))))
