@@ -18,7 +18,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
+import amopo
 from amopo import fused_loss, loss_from_logps, pack
 from amopo.integrations.hf import PreferenceCollator
 from amopo.packing.shard import shard
@@ -197,14 +199,38 @@ def of_model_in_transformers_hands(rank: int, size: int, folder: Path) -> dict:
     return {"loss": result.loss.detach(), "gradients": gradients, "head": type(model.lm_head.weight.data).__name__}
 
 
-def unwrapped() -> str:
+def unwrapped() -> list[str]:
+    """A packed row, and labels, in a model that no wrapper holds."""
     model = tiny_runs.qwen2()
-    patch_forward(model)
+    amopo.patch(model)
     part = batch()
-    call = {"input_ids": part.input_ids, "position_ids": part.position_ids, "amopo_layout": part.layout}
+    packed = {"input_ids": part.input_ids, "position_ids": part.position_ids, "amopo_layout": part.layout}
+    labelled = {"input_ids": part.input_ids, "labels": part.input_ids}
     with torch.no_grad():
-        model(**call)  # evaluation needs no wrapper
-    return message_of(lambda: model(**call))
+        model(**packed)  # evaluation needs no wrapper
+        model(**labelled)
+    return [message_of(lambda: model(**packed)), message_of(lambda: model(**labelled))]
+
+
+def beside_ddp(rank: int | None) -> dict:
+    """`fused_loss` with the head that DDP holds, on hidden states out of DDP, and on those of the module in it.
+
+    Rank None: all samples in one process.
+    """
+    made, mine = samples(), {None: slice(5), 0: slice(3), 1: slice(3, 5)}[rank]
+    given = PreferenceCollator(pad_token_id=0, packed=False)(made[mine])
+    inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
+    gradients = {}
+    for kind in ("out of the wrapper", "past the wrapper"):
+        model = tiny_runs.qwen2()
+        called = model if rank is None else DistributedDataParallel(model)
+        called = model if kind == "past the wrapper" else called
+        hidden = called(**inputs, output_hidden_states=True).hidden_states[-1]
+        options = {"num_objectives": 3, "order": "sample_major", "sample_ids": given["amopo_sample_ids"]}
+        normalizer = len(made) / (1 if rank is None else 2)
+        fused_loss(hidden, model.lm_head, given["labels"], normalizer=normalizer, **options, **LOSS).loss.backward()
+        gradients[kind] = {name: p.grad for name, p in model.named_parameters()}
+    return gradients
 
 
 if __name__ == "__main__":
@@ -215,7 +241,7 @@ if __name__ == "__main__":
     padded_rows = {name: of_padded_rows(padded(made), rank, size) for name, made in PADDED.items()}
     torch.save(padded_rows, directory / f"padded-{rank}.pt")
     torch.save(of_vocabulary(rank, size), directory / f"vocabulary-{rank}.pt")
-    torch.save({"message": unwrapped()}, directory / f"unwrapped-{rank}.pt")
+    torch.save({"messages": unwrapped(), "beside": beside_ddp(rank)}, directory / f"unwrapped-{rank}.pt")
     torch.save(of_model_in_transformers_hands(rank, size, directory / "model"), directory / f"transformers-{rank}.pt")
     dist.barrier()
     sys.stdout.flush()

@@ -131,8 +131,20 @@ def test_heads_sharded_in_a_way_that_cannot_be_right_are_refused(kind, message, 
 
 def test_training_the_module_inside_a_wrapper_is_refused(ranks):
     for rank in ranks("unwrapped"):
-        assert rank["message"].startswith("RuntimeError: Qwen2ForCausalLM runs on 2 ranks outside of any wrapper")
-        assert "call the wrapper itself" in rank["message"]
+        for message in rank["messages"]:
+            assert message.startswith("RuntimeError: Qwen2ForCausalLM runs on 2 ranks outside of any wrapper")
+            assert "call the wrapper itself" in message
+
+
+def test_a_head_beside_ddp_is_reduced_with_hidden_states_that_came_out_of_the_wrapper(ranks):
+    """And with those of the module in it nothing is: fused_loss has the same arguments in both cases."""
+    expected = pieces.beside_ddp(None)["out of the wrapper"]
+    first, second = (rank["beside"] for rank in ranks("unwrapped"))
+    for name, gradient in expected.items():
+        for rank in (first, second):
+            torch.testing.assert_close(rank["out of the wrapper"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+    past = [rank["past the wrapper"]["lm_head.weight"] for rank in (first, second)]
+    assert float((past[0] - past[1]).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
