@@ -15,6 +15,7 @@ from pathlib import Path
 import tiny_runs
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -159,6 +160,9 @@ def of_vocabulary(rank: int, size: int) -> dict:
     uneven = nn.Linear(32, 63, bias=False)
     uneven.weight = nn.Parameter(distribute_tensor(uneven.weight.detach(), mesh, [Shard(0)]))
     results["refusals"]["uneven"] = message_of(lambda: loss_through(uneven, mesh.get_group()))
+    adapted = get_peft_model(tiny_runs.qwen2(), LoraConfig(r=2, target_modules=["lm_head"])).lm_head
+    adapted.base_layer.weight = nn.Parameter(distribute_tensor(adapted.base_layer.weight.detach(), mesh, [Shard(0)]))
+    results["refusals"]["adapter"] = message_of(lambda: loss_through(adapted, mesh.get_group()))
     return results
 
 

@@ -121,6 +121,7 @@ def single():
         ("columns", r"placements \(Shard\(1\),\).*make the head column-parallel"),
         ("replicas", r"placements \(Replicate,\).*make the head column-parallel"),
         ("uneven", "63 does not divide into 2 shards of one size.*pad_to_multiple_of=2"),
+        ("adapter", "an adapter on an lm_head whose vocabulary is sharded is not supported; leave lm_head out"),
     ],
 )
 def test_heads_sharded_in_a_way_that_cannot_be_right_are_refused(kind, message, ranks):
@@ -178,3 +179,9 @@ def test_pieces_that_cannot_be_right_are_refused():
         loss_from_logps(logps, whole.layout, sample_ids=whole.sample_ids, sequence_parallel=object())
     with pytest.raises(ValueError, match="sequence_parallel needs sample_ids"):
         loss_from_logps(logps, whole.layout, step=1, sequence_parallel=object())
+    row = torch.zeros(2, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="labels would be shifted inside each rank's piece.*pass shift_labels"):
+        loss_from_logps(row.float(), labels=row, num_objectives=1, step=1, sequence_parallel=object())
+    with pytest.raises(ValueError, match="labels would be shifted inside each rank's piece.*pass shift_labels"):
+        head = torch.nn.Linear(3, 5)
+        fused_loss(torch.zeros(2, 4, 3), head, row, num_objectives=1, step=1, sequence_parallel=object())

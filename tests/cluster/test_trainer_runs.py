@@ -15,10 +15,11 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 TORCH_ENGINES = ("ddp", "fsdp2", "fsdp2-sharded")
 ZERO_ENGINES = ("zero1", "zero2", "zero3", "zero3-offload")
 # Other runs than `train`: (kind, engine).
-TORCH_KINDS = [(kind, engine) for kind in ("tied", "at-once", "mixin") for engine in ("ddp", "fsdp2")]
+TORCH_KINDS = [(kind, engine) for kind in ("tied", "at-once", "lora-head", "mixin") for engine in ("ddp", "fsdp2")]
 ZERO_KINDS = [("tied", "zero2"), ("tied", "zero3"), ("at-once", "zero3"), ("mixin", "zero2"), ("mixin", "zero3")]
+ZERO_KINDS += [("lora-head", "zero3")]
 # What one process needs for as many samples in a step as two ranks have.
-ACCUMULATION = {"train": 6, "tied": 6, "at-once": 2, "mixin": 4}
+ACCUMULATION = {"train": 6, "tied": 6, "lora-head": 6, "at-once": 2, "mixin": 4}
 TORCH_REFUSALS = {
     "fsdp1": "ValueError: FSDP1 is not supported; use FSDP2",
     "fsdp-on-cpus": "ValueError: FSDP was asked for and would not run: on CPUs accelerate takes DDP instead",
@@ -106,7 +107,7 @@ def test_a_run_on_two_ranks_is_that_of_one_process(engine, torch_runs, single):
 
 
 @pytest.mark.parametrize("kind, engine", TORCH_KINDS)
-def test_tied_heads_single_micro_batches_and_the_mixin_too(kind, engine, torch_runs, singles):
+def test_tied_heads_single_micro_batches_adapters_and_the_mixin_too(kind, engine, torch_runs, singles):
     check(read(torch_runs, f"{kind}-{engine}"), singles(kind))
 
 
@@ -147,7 +148,7 @@ def test_a_run_on_two_ranks_is_that_of_one_process_under_zero(engine, zero_runs,
 
 @needs_deepspeed
 @pytest.mark.parametrize("kind, engine", ZERO_KINDS)
-def test_tied_heads_single_micro_batches_and_the_mixin_too_under_zero(kind, engine, zero_runs, singles):
+def test_tied_heads_single_micro_batches_adapters_and_the_mixin_too_under_zero(kind, engine, zero_runs, singles):
     check(read(zero_runs, f"{kind}-{engine}"), singles(kind))
 
 

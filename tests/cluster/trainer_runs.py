@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 2 trainer_runs.py OUTPUT_DIR TASK...      TASK: KIND:ENGINE, or refused:NAME
 
 KIND: `train` four epochs of a step each, in unequal batches with fillers, saving after the second; `resume` goes on
-from there in another process; `tied` is `train` with a tied head, `at-once` without accumulation, both without
-saving; `mixin` is transformers' own Trainer with AMoPOMixin, on padded batches of unequal numbers of samples
-that have signs. Every task writes KIND-ENGINE.json (logs, rank 0) and KIND-ENGINE.pt (weights, in full);
-`refused:NAME` writes what refusals.py was told, NAME-RANK.txt.
+from there in another process. Without saving: `tied` with a tied head, `lora-head` with LoRA on body and head,
+`at-once` without accumulation, and `mixin`, which is transformers' own Trainer with AMoPOMixin, on padded batches of
+unequal numbers of samples that have signs. Every task writes KIND-ENGINE.json (logs, rank 0) and KIND-ENGINE.pt
+(weights, in full); `refused:NAME` writes what refusals.py was told, NAME-RANK.txt.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 from pathlib import Path
 
+import steps
 import tiny_runs
 import torch
 import torch.distributed as dist
@@ -76,7 +77,9 @@ def check_engine(trainer: Trainer, engine: str) -> None:
         assert isinstance(trainer.model_wrapped, DistributedDataParallel) == (engine == "ddp")
 
 
-def make(folder: Path, engine: str, *, accumulation: int = 3, tied: bool = False, **changes) -> AMoPOTrainer:
+def make(
+    folder: Path, engine: str, *, accumulation: int = 3, tied: bool = False, variant: str = "plain", **changes
+) -> AMoPOTrainer:
     """Five samples, one per micro-batch: with 2 x 3 micro-batches a step, one rank needs a filler."""
     samples = tiny_runs.samples(SAMPLES)
     settings = {
@@ -97,7 +100,7 @@ def make(folder: Path, engine: str, *, accumulation: int = 3, tied: bool = False
     config = tiny_runs.config(folder, **settings)
     if engine.startswith("fsdp"):
         let_fsdp_run_on_cpus()
-    model = tiny_runs.qwen2(tie_word_embeddings=tied)
+    model = steps.make_model(steps.Case(engine, tied, accumulation, variant))
     return AMoPOTrainer(model, config, train_dataset=samples, eval_dataset=samples)
 
 
@@ -144,6 +147,7 @@ def make_mixed(folder: Path, engine: str, *, accumulation: int = 2) -> MixedTrai
 
 KINDS = {
     "tied": {"tied": True, "save_strategy": "no"},
+    "lora-head": {"variant": "lora-head", "save_strategy": "no"},
     # Three samples on one rank, two on the other.
     "at-once": {"accumulation": 1, "max_samples_per_batch": 3, "tokens_per_batch": 200, "save_strategy": "no"},
     # On one rank the micro-batches of two come one after the other.
@@ -153,13 +157,10 @@ KINDS = {
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     if trainer.is_deepspeed_enabled:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return {n: safe_get_full_fp32_param(p).detach().clone() for n, p in trainer.model.named_parameters()}
-    return {
-        n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
-        for n, p in trainer.model.named_parameters()
-    }
+        from deepspeed_engines import whole_weight as whole
+    else:
+        whole = steps.Engine.whole
+    return {name: whole(parameter) for name, parameter in trainer.model.named_parameters()}
 
 
 def run(kind: str, engine: str, directory: Path, **changes) -> None:
