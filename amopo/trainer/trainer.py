@@ -384,8 +384,18 @@ class AMoPOTrainer(CheckpointLoading):
         if _internal_call:
             self._clock.pause()
         super().save_model(output_dir, _internal_call)
+        if not _internal_call and self._writes_shards:
+            # transformers leaves the weights to the checkpoints then, and would save none here
+            weights = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                self._save(output_dir or self.args.output_dir, state_dict=weights)
         if self.args.should_save and self._train_table is not None:
             write_run_record(output_dir or self.args.output_dir, self.run_record())
+
+    @property
+    def _writes_shards(self) -> bool:
+        """Whether FSDP keeps checkpoints as one file of shards per rank."""
+        return self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
 
 class _SavingIsNotTraining(TrainerCallback):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import trainer_runs
 from launch import needs_deepspeed, run_ranks
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -106,6 +107,19 @@ def test_a_run_on_two_ranks_is_that_of_one_process(engine, torch_runs, single):
     check(read(torch_runs, f"train-{engine}"), single)
 
 
+def check_saved(directory, engine):
+    saved = load_file(directory / engine / "end" / "model.safetensors")
+    weights = read(directory, f"train-{engine}")["weights"]
+    assert saved.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(saved[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("engine", TORCH_ENGINES)
+def test_the_model_that_is_saved_at_the_end_is_whole(engine, torch_runs):
+    check_saved(torch_runs, engine)
+
+
 @pytest.mark.parametrize("kind, engine", TORCH_KINDS)
 def test_tied_heads_single_micro_batches_adapters_and_the_mixin_too(kind, engine, torch_runs, singles):
     check(read(torch_runs, f"{kind}-{engine}"), singles(kind))
@@ -144,6 +158,12 @@ def test_another_number_of_ranks_needs_as_many_micro_batches_per_step(torch_runs
 @pytest.mark.parametrize("engine", ZERO_ENGINES)
 def test_a_run_on_two_ranks_is_that_of_one_process_under_zero(engine, zero_runs, single):
     check(read(zero_runs, f"train-{engine}"), single)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("engine", ZERO_ENGINES)
+def test_the_model_that_is_saved_at_the_end_is_whole_under_zero(engine, zero_runs):
+    check_saved(zero_runs, engine)
 
 
 @needs_deepspeed

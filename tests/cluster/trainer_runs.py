@@ -6,7 +6,8 @@ KIND: `train` four epochs of a step each, in unequal batches with fillers, savin
 from there in another process. Without saving: `tied` with a tied head, `lora-head` with LoRA on body and head,
 `at-once` without accumulation, and `mixin`, which is transformers' own Trainer with AMoPOMixin, on padded batches of
 unequal numbers of samples that have signs. Every task writes KIND-ENGINE.json (logs, rank 0) and KIND-ENGINE.pt
-(weights, in full); `refused:NAME` writes what refusals.py was told, NAME-RANK.txt.
+(weights, in full), `train` also what is saved at the end, in ENGINE/end; `refused:NAME` writes what refusals.py was
+told, NAME-RANK.txt.
 """
 
 from __future__ import annotations
@@ -172,6 +173,8 @@ def run(kind: str, engine: str, directory: Path, **changes) -> None:
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED}") if kind.startswith("resume") else None)
     check_engine(trainer, engine)
     evaluated = trainer.evaluate()
+    if kind == "train":
+        trainer.save_model(str(folder / "end"))
     weights = whole_weights(trainer)
     if trainer.args.process_index == 0:
         logs = {"history": trainer.state.log_history, "evaluated": evaluated, "steps": trainer.state.global_step}
