@@ -2,12 +2,13 @@
 
 Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
 suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
-over data, for FSDP1, and for clipping that DeepSpeed would do its own way. `embedding_rows(model)` is the number of
-token ids that the model knows, `position_limit(model)` the number of positions.
+over data, for FSDP1, for FSDP that would not run, and for clipping that DeepSpeed would do its own way.
+`embedding_rows(model)` is the number of token ids that the model knows, `position_limit(model)` that of positions.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
@@ -66,6 +67,13 @@ def check_parallelism(trainer: Any) -> None:
                 f"max_grad_norm={trainer.args.max_grad_norm} would be ignored: DeepSpeed clips at 1.0 where its "
                 'configuration says nothing; put "gradient_clipping": "auto" into it'
             )
+    asked = bool(trainer.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and trainer.args.world_size > 1 and not trainer.is_fsdp_enabled:
+        # accelerate knows FSDP on accelerators alone
+        raise ValueError(
+            "FSDP was asked for and would not run: on CPUs accelerate takes DDP instead, without a word; leave fsdp "
+            "out for DDP, or use DeepSpeed's ZeRO-3 to shard the model there"
+        )
     fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2:
         raise ValueError(

@@ -44,7 +44,7 @@ from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows,
 from amopo.trainer.config import FIXED, AMoPOConfig
 from amopo.trainer.evaluation import Evaluation
 from amopo.trainer.forward import causal_lm, patch_forward
-from amopo.trainer.identity import model_identity
+from amopo.trainer.identity import class_name, model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
@@ -284,7 +284,7 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
             self.args,
             data_fingerprint=self._train_table.fingerprint,
             num_samples=len(self._train_table.lengths),
-            model_class=type(causal_lm(self.model)).__name__,
+            model_class=class_name(causal_lm(self.model)),
             model=self._identity,
             planned_ranks=self._loaders.planned_ranks,
         )
@@ -294,8 +294,18 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
         if _internal_call:
             self._clock.pause()
         super().save_model(output_dir, _internal_call)
+        if not _internal_call and self._writes_shards:
+            # transformers leaves the weights to the checkpoints then, and would save none here
+            weights = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                self._save(output_dir or self.args.output_dir, state_dict=weights)
         if self.args.should_save and self._train_table is not None:
             write_run_record(output_dir or self.args.output_dir, self.run_record())
+
+    @property
+    def _writes_shards(self) -> bool:
+        """Whether FSDP keeps checkpoints as one file of shards per rank."""
+        return self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
 
 class _SavingIsNotTraining(TrainerCallback):

@@ -1,0 +1,22 @@
+"""FSDP on CPUs through accelerate, for the workers of this folder."""
+
+from __future__ import annotations
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def let_fsdp_run_on_cpus() -> None:
+    """accelerate shards on accelerators alone and takes DDP on CPUs, saying nothing; the rest of it does not mind.
+
+    Between the making of TrainingArguments, which sets this state, and of the Accelerator, which reads it.
+    """
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def check_sharded(model: nn.Module) -> None:
+    """That FSDP2 keeps the weights in pieces now."""
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters()), "weights must be sharded"
