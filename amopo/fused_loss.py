@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from amopo.head import head_logps, vocab_size
 from amopo.packing.validate import check_layout
-from amopo.padded import check_rows, label_places, orient_rows, select_rows, sequence_rows
+from amopo.padded import PaddedRows, check_rows, label_places, orient_rows, select_rows, sequence_rows
 from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_tokens
+from amopo.sequence_parallel import lengths_over_ranks
 from amopo_kernels.gather import gather_rows
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def fused_loss(
         preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
         selected = select_rows(given, shifted=labels is None, ignore_index=ignore_index)
         if validate or given.device.type == "cpu":
-            check_rows(selected, sequences, vocabulary)
+            lengths = _lengths(selected, hidden.device, sequence_parallel, validate)
+            check_rows(selected, sequences, vocabulary, lengths=lengths)
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected.index.to(hidden.device, non_blocking=True))
         if validate:
             _check_values(rows, selected.offsets, sequences)
@@ -195,7 +197,8 @@ def loss_from_logps(
         preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
         selected = select_rows(given, shifted=shifted, ignore_index=ignore_index)
         if validate or given.device.type == "cpu":
-            check_rows(selected, sequences, None)
+            lengths = _lengths(selected, logps.device, sequence_parallel, validate)
+            check_rows(selected, sequences, None, lengths=lengths)
         places = label_places(selected, given.shape[1], logps.shape[1], shifted=shifted)
         tokens = logps.flatten().index_select(0, places.to(logps.device, non_blocking=True))
         if validate:
@@ -231,6 +234,15 @@ def _check_shift(labels: Tensor | None, sequence_parallel: Any) -> None:
             "labels would be shifted inside each rank's piece of the sequences, and every piece would lose its first; "
             "shift whole sequences before they are cut, and pass shift_labels"
         )
+
+
+def _lengths(selected: PaddedRows, device: torch.device, sequence_parallel: Any, validate: bool) -> Tensor | None:
+    """int64 `[rows]`: response tokens of the padded rows, or None where counting them would wait for the device."""
+    lengths = selected.offsets.diff()
+    if sequence_parallel is None:
+        return lengths
+    # A rank may hold the prompt of a sequence alone: only its group knows whether it has a response.
+    return lengths_over_ranks(lengths.to(device), sequence_parallel) if validate or device.type == "cpu" else None
 
 
 def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None, vocab: int | None) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amopo.head_adapters import definer_of_forward, head_path
-from amopo.head_weight import local_weight
+from amopo.head_weight import check_present, local_weight
 from amopo_kernels.linear_logprobs import linear_logprobs
 
 
@@ -86,7 +86,7 @@ def find_head(model: nn.Module) -> Head:
 def vocab_size(lm_head: nn.Module | Tensor) -> int | None:
     """V, as far as it shows without gathering a sharded weight."""
     if isinstance(lm_head, Tensor):
-        return lm_head.shape[0]
+        return lm_head.shape[0] if lm_head.numel() else None
     size = getattr(head_path(lm_head).base, "out_features", None)
     return size if isinstance(size, int) else None
 
@@ -114,6 +114,7 @@ def head_logps(
     """
     options = {"logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget}
     if isinstance(lm_head, Tensor):
+        check_present(lm_head)
         return linear_logprobs(rows, lm_head, targets, process_group=tensor_parallel, **options)
     if not isinstance(lm_head, nn.Module):
         raise TypeError(f"lm_head must be a module or a weight tensor [V, H], got {type(lm_head).__name__}")

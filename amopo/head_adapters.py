@@ -4,7 +4,7 @@
 weight is used, and the active LoRA adapter, if any. Known forms:
 
     plain head                       the head itself
-    modules_to_save=["lm_head"]      the active adapter's copy; with adapters disabled the original
+    modules_to_save=["lm_head"]      PEFT's wrapper and in it the active copy; with adapters disabled the original
     LoRA on the head                 the adapter layer, its A, its B and the head beneath, one inside the other
 
 Refused by name: DoRA and other variants of LoRA, dropout of the adapter while training, several active adapters, a
@@ -68,10 +68,12 @@ def head_path(lm_head: nn.Module) -> HeadPath:
         ValueError: an adapter that would be ignored, or computed differently from PEFT, by name.
     """
     module = _active_copy(lm_head)
+    # FSDP2 hooks the wrapper of the copies, where it is a unit or part of one.
+    outer = () if module is lm_head else (lm_head,)
     if not hasattr(module, "base_layer"):
         if hasattr(module, "lora_A"):
             _refuse(module, "an adapter layer without a base layer")
-        return HeadPath((module,), module, None)
+        return HeadPath((*outer, module), module, None)
     definer = definer_of_forward(module)
     if (definer.__module__, definer.__name__) != _LORA_LINEAR:
         _refuse(module, f"an adapter that is not LoRA ({definer.__module__}.{definer.__name__})")
@@ -82,10 +84,10 @@ def head_path(lm_head: nn.Module) -> HeadPath:
         _refuse(module, f"LoRA on top of another adapter layer, {type(base).__name__}")
     name = _active_adapter(module)
     if name is None:
-        return HeadPath((module, base), base, None)
+        return HeadPath((*outer, module, base), base, None)
     a, b = module.lora_A[name], module.lora_B[name]
     parts = LoraParts(a, b, float(module.scaling[name]))
-    return HeadPath((module, a, b, base), base, parts)
+    return HeadPath((*outer, module, a, b, base), base, parts)
 
 
 def _active_copy(lm_head: nn.Module) -> nn.Module:

@@ -39,6 +39,17 @@ def local_weight(module: nn.Module, group: Any = None) -> LocalWeight:
     weight, bias = module.weight, getattr(module, "bias", None)
     if weight.device.type == "meta":
         raise ValueError("lm_head.weight is on the meta device; offloaded heads are not supported, keep it loaded")
+    check_present(weight)
+    if _is_dtensor(weight):
+        group = _group_of(module, weight, group)
+        weight, bias = weight.to_local(), None if bias is None else bias.to_local()
+    if group is not None:
+        _check_rows(module, weight, group)
+    return LocalWeight(weight, bias, group)
+
+
+def check_present(weight: Tensor) -> None:
+    """Raise ValueError for a weight of no elements, as ZeRO-3 leaves it outside of its engine."""
     if weight.numel() == 0:
         owner = (
             "ZeRO-3 keeps it partitioned"
@@ -46,12 +57,6 @@ def local_weight(module: nn.Module, group: Any = None) -> LocalWeight:
             else "its owner keeps it elsewhere, as ZeRO-3 does"
         )
         raise ValueError(f"lm_head.weight has no elements here: {owner}; {_CALL_THE_WHOLE}")
-    if _is_dtensor(weight):
-        group = _group_of(module, weight, group)
-        weight, bias = weight.to_local(), None if bias is None else bias.to_local()
-    if group is not None:
-        _check_rows(module, weight, group)
-    return LocalWeight(weight, bias, group)
 
 
 def _is_dtensor(tensor: Tensor) -> bool:

@@ -116,13 +116,16 @@ def label_places(rows: PaddedRows, length: int, columns: int, *, shifted: bool) 
     return rows.index - rows.index // length
 
 
-def check_rows(rows: PaddedRows, sequences: Tensor, vocab: int | None) -> None:
+def check_rows(rows: PaddedRows, sequences: Tensor, vocab: int | None, *, lengths: Tensor | None) -> None:
     """Look at the values: every sequence has a response token and every target lies in the vocabulary.
 
     Reads values on the host: free on a CPU, a sync on CUDA (there only with `validate=True`).
+
+    Args:
+        lengths: int64 `[rows]`, response tokens of each padded row, on all ranks together where they share its
+            sequence; None: not known, and not looked at.
     """
-    lengths = rows.offsets[1:] - rows.offsets[:-1]
-    empty = (lengths[sequences.to(lengths.device)] == 0).nonzero().tolist()
+    empty = [] if lengths is None else (lengths[sequences.to(lengths.device)] == 0).nonzero().tolist()
     if empty:
         sample, objective, side = empty[0]
         raise ValueError(

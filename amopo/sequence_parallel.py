@@ -1,9 +1,9 @@
 """Statistics of sequences whose tokens are spread over the ranks of a group (sequence parallelism).
 
 Contract: each rank has the log-probs of its own tokens, with offsets `[S + 1]` of the same S sequences (a sequence may
-have none here). `sequence_stats_over_ranks(logps, offsets, group)` gives what `sequence_stats` would of all tokens,
-the same on every rank. Reduced are (sum of log-probs, T, sum of p) first, then the second moment about the common mean:
-two all-reduces of `[3 S]` and `[S]` in fp64. `E[p^2] - E[p]^2` of sums would cancel.
+have none here, and a rank none at all). `sequence_stats_over_ranks(logps, offsets, group)` gives what `sequence_stats`
+would of all tokens, the same on every rank. Reduced are (sum of log-probs, T, sum of p) first, then the second moment
+about the common mean: two all-reduces of `[3 S]` and `[S]` in fp64. `E[p^2] - E[p]^2` of sums would cancel.
 
 Gradients: every rank computes the same loss of the same sums, so the gradient of a rank's log-probs is the gradient of
 the sums, as it is: nothing is communicated in the backward. Added up over the group (not averaged), the ranks'
@@ -51,6 +51,13 @@ def sequence_stats_over_ranks(logps: Tensor, offsets: Tensor, group: Any) -> Seq
     moment = length * (local.var_prob + (mean - common).square())
     dist.all_reduce(moment, group=group)
     return SequenceStats(*(part.to(logps.dtype) for part in (total_logp, total_length, common, moment / tokens)))
+
+
+def lengths_over_ranks(lengths: Tensor, group: Any) -> Tensor:
+    """Tokens of every sequence, int64 `[S]`, from those that each rank of the group holds."""
+    total = lengths.clone()
+    dist.all_reduce(total, group=group)
+    return total
 
 
 def same_on_ranks(weights: Tensor, group: Any) -> Tensor:

@@ -41,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         shape=config.getoption("--shape"), rounds=rounds, results=config.getoption("--bench-results"),
         skip_compiled=not config.getoption("--full") and not config.getoption("--providers"),
     )  # fmt: skip
-    if not config.stash[SESSION].shapes() and not config.stash[SESSION].step_shapes():
+    session = config.stash[SESSION]
+    if not session.shapes() and not session.step_shapes() and not session.memory_cases():
         raise pytest.UsageError(f"no shape contains {' and '.join(config.getoption('--shape'))}")
 
 
@@ -57,6 +58,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("shape", session.shapes(), ids=str, scope="session")
     if "step_shape" in metafunc.fixturenames:  # none for the full scale of CPUs
         metafunc.parametrize("step_shape", session.step_shapes(), ids=str, scope="session")
+    if "memory_row" in metafunc.fixturenames:
+        rows = [(case, tokens) for case in session.memory_cases() for tokens in case.tokens]
+        ids = [f"{case}-{tokens}" for case, tokens in rows]
+        metafunc.parametrize("memory_row", rows, ids=ids, scope="session")
+    if "searched_case" in metafunc.fixturenames:
+        metafunc.parametrize("searched_case", session.memory_cases(searched=True), ids=str, scope="session")
     if "provider" in metafunc.fixturenames:
         starts = tuple(filter(None, metafunc.config.getoption("--providers").split(",")))
         names = [name for name in PROVIDERS if not starts or name.startswith(starts)]

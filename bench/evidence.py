@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.common.memory_cases import memory_cases_with
 from bench.common.session import shapes_with, step_shapes_with
 
 SECONDS = 8 * 60 + 45
@@ -36,7 +37,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "step-7b": ("bench/test_step.py", "--full", "--shape", "2.5-7b"),
     "attention": ("bench/test_attention.py", "--full"),
     "head-frozen-7b": ("bench/test_head.py", "-k", "test_frozen", "--full", "--shape", "2.5-7b"),
-    "memory": ("bench/test_memory.py", "--full", "--shape", "8192"),
+    "memory-32b": ("bench/test_memory.py", "-k", "test_model", "--full", "--shape", "2.5-32b"),
+    "memory-32b-largest": (
+        "bench/test_memory.py", "-k", "test_largest and (pair or plain or released)", "--full", "--shape", "2.5-32b",
+    ),
+    "memory-7b": ("bench/test_memory.py", "-k", "test_model", "--full", "--shape", "2.5-7b"),
+    "memory-14b": ("bench/test_memory.py", "-k", "test_model", "--full", "--shape", "2.5-14b"),
+    "memory-32b-largest-more": (
+        "bench/test_memory.py", "-k", "test_largest and (none or tree)", "--full", "--shape", "2.5-32b",
+    ),
+    "memory-head": ("bench/test_memory_head.py", "--full", "--shape", "8192"),
     "head-full-14b": ("bench/test_head.py", "-k", "test_full", "--full", "--shape", "14b"),
     "head-frozen-14b": ("bench/test_head.py", "-k", "test_frozen", "--full", "--shape", "14b"),
 }  # fmt: skip
@@ -63,6 +73,8 @@ def has_shapes(part: str, more: tuple[str, ...]) -> bool:
     """Whether a GPU shape is left when `--shape` of the part and of `more` both hold."""
     words = (*PARTS[part], *more)
     texts = [text for option, text in zip(words, words[1:]) if option == "--shape"]
+    if "bench/test_memory.py" in words:
+        return bool(memory_cases_with(texts, "cuda"))
     of_models = part.startswith(("step", "attention"))
     return part == "tests" or bool((step_shapes_with if of_models else shapes_with)(texts, "cuda"))
 

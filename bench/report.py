@@ -32,9 +32,12 @@ def between_markers(document: str, text: str, name: str = "the document") -> str
 def render(results: Path, pictures: Path, expected: tuple[str, ...] = EXPECTED, *, draw: bool = True) -> str:
     """Markdown of all devices below `results`; pictures are drawn in `pictures` (else linked if there)."""
     parts = []
-    # What `amopo demo --seeds` found stands in docs/study.md.
+    # What `amopo demo --seeds` found stands in docs/study.md, what is planned in docs/memory.md.
+    elsewhere = ("study", "memory")
     folders = (
-        sorted(path for path in results.iterdir() if path.is_dir() and path.name != "study") if results.is_dir() else []
+        sorted(path for path in results.iterdir() if path.is_dir() and path.name not in elsewhere)
+        if results.is_dir()
+        else []
     )
     found_in = {folder: read_device(folder) for folder in folders}
     names = {folder: next(iter(f.values()))["runs"][-1]["machine"]["device"] for folder, f in found_in.items() if f}

@@ -1,7 +1,7 @@
 """TRL's script style, on TRL's dataset format with scores.
 
-    python examples/trl_train.py --output_dir runs/trl --objectives helpfulness brevity --scales brevity=0:4 \\
-        --max_steps 6 --learning_rate 1e-3 --use_cpu
+    python examples/trl_train.py --output_dir runs/trl --objectives helpfulness brevity \\
+        --scales helpfulness=0:4,brevity=0:4 --max_steps 6 --learning_rate 1e-3 --use_cpu
     python examples/trl_train.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name my/preferences ... \\
         --use_peft --lora_r 32 --lora_alpha 16
 

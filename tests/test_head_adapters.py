@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_adapters_on_both_ends_of_a_tied_model_that_peft_ties_too():
 def test_the_head_trained_whole_beside_adapters():
     names = check_against_own_logits(adapted(BODY, modules_to_save=["lm_head"]))
     assert on_head(names) == {"base_model.model.lm_head.modules_to_save.default.weight"}
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_hooks_of_pefts_wrapper_run_around_those_of_the_copy_in_it(disabled):
+    """FSDP2 gathers the weight in the hooks of the module that is the unit, which may be the wrapper."""
+    model = adapted(BODY, modules_to_save=["lm_head"])
+    wrapper = find_head(model).lm_head
+    copy = wrapper.original_module if disabled else wrapper.modules_to_save["default"]
+    called = []
+    for module in (wrapper, copy):
+        module.register_forward_pre_hook(lambda module, arguments: called.append(module))
+        module.register_forward_hook(lambda module, arguments, output: called.append(module))
+    with model.disable_adapter() if disabled else contextlib.nullcontext():
+        head_logps(wrapper, torch.randn(3, 32), torch.tensor([3, 4, 5]))
+    assert called == [wrapper, copy, copy, wrapper]
 
 
 @pytest.mark.parametrize("targets", [("lm_head", *BODY), BODY], ids=["lora", "whole"])

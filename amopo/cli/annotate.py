@@ -10,6 +10,7 @@ then.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -74,14 +75,18 @@ def run(settings: Settings) -> None:
     folder = Path(settings.cache or f"{settings.out}.journal")
     policy = Policy(max_asks=settings.max_asks, retry_failed=settings.retry_failed)
     if settings.dry_run:
+        with console.busy("reading") as count:
+            plan = make_plan(source, judge, Journal.peek(folder), policy, on_records=count)
         # Not said but shown: it is what was asked for, also under --quiet.
-        _show_plan(make_plan(source, judge, Journal.peek(folder), policy), judge, settings)
+        _show_plan(plan, judge, settings)
         return
     endpoint = Endpoint(settings.endpoint, api_key=api_key(settings.api_key_env), timeout=settings.timeout)
     if endpoint.sends_key_in_clear:
         console.say("note: the API key goes over plain http; anyone on the way can read it")
-    with Journal(folder) as journal:
-        plan = make_plan(source, judge, journal, policy)
+    with contextlib.ExitStack() as stack:
+        with console.busy("reading") as count:
+            journal = stack.enter_context(Journal(folder))
+            plan = make_plan(source, judge, journal, policy, on_records=count)
         console.say(_plan_line(plan))
         if journal.broken_lines:
             console.say(
@@ -137,7 +142,8 @@ def _duration(seconds: float) -> str:
 
 
 def _finish(source: Source, judge: Judge, journal: Journal, settings: Settings, console: Console) -> None:
-    lacking = list(islice(failures(source, judge, journal), SHOWN_FAILURES))
+    with console.busy("looking for missing scores") as count:
+        lacking = list(islice(failures(source, judge, journal, on_records=count), SHOWN_FAILURES))
     for line in lacking:
         console.say(f"no score: {line}")
     if lacking and not (settings.allow_missing or settings.drop_missing):
@@ -145,7 +151,12 @@ def _finish(source: Source, judge: Judge, journal: Journal, settings: Settings, 
             f"{settings.out} was not written: responses have no score, the first is {lacking[0]}. Run again for those "
             "that were not answered, with --retry-failed for all; --allow-missing or --drop-missing writes the rest"
         )
-    written = write_scored(settings.out, source, judge, journal, drop_missing=settings.drop_missing)
+    with console.busy("writing") as count:
+        written = write_scored(
+            settings.out, source, judge, journal, drop_missing=settings.drop_missing, on_records=count
+        )
+    for line in written.half_characters.lines():
+        console.say(line)
     if written.missing and settings.drop_missing:
         console.say(f"left out: {written.dropped} records that lack {written.missing} scores")
     elif written.missing:

@@ -19,7 +19,7 @@ from amopo.data.annotate import Judge, read_rubric, rubric_for
 from amopo.data.annotate.prompt import DEFAULT_SAMPLING
 from amopo.data.annotate.source import EXISTING
 from amopo.data.readers import FORMATS
-from amopo.data.scales import as_scale, check_objectives, parse_scales, resolve_scales
+from amopo.data.scales import KNOWN_SCALES, as_scale, check_objectives, parse_scales
 from amopo.data.schema import DataError, Scale
 
 # What the annotator writes into a request itself.
@@ -72,8 +72,10 @@ def make_judge(settings: Settings) -> Judge:
 
 
 def _read_scale(objective: str, value: Any) -> Scale:
+    if value is None and objective in KNOWN_SCALES:
+        return KNOWN_SCALES[objective]
     if value is None:
-        return resolve_scales([objective])[objective]
+        raise UsageError(f"--scale: write low:high, the lowest and the highest score of {objective!r}, e.g. 0:4")
     if isinstance(value, str):
         try:
             return parse_scales(f"x={value}")["x"]
@@ -118,6 +120,8 @@ def check(settings: Settings) -> None:
     for name, known in (("existing", EXISTING), ("format", FORMATS)):
         if getattr(settings, name) not in known:
             raise UsageError(f"--{name}: {getattr(settings, name)!r} is not one of {', '.join(known)}")
+    if settings.existing == "keep" and settings.scale is None:
+        raise UsageError("--existing keep: say with --scale low:high which scale the scores that are kept are on")
     if not settings.model.strip():
         raise UsageError("--model: the judge's name is empty")
     out, file = Path(settings.out), Path(settings.file)

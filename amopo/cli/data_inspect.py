@@ -137,6 +137,8 @@ def _scores(found: Inspection) -> list[str]:
         shown = [show_number(number) for number in numbers] or ["-"] * 3
         rows.append((name, str(summary.scale), summary.origin, str(summary.count), *shown))
     lines = table(rows, left=3)
+    if found.scan.other_fields:
+        lines.append(f"no objectives, since they hold no numbers: {', '.join(map(ascii, found.scan.other_fields))}")
     unknown = [name for name, summary in found.scores.items() if summary.origin == "seen"]
     if unknown:
         lines.append(

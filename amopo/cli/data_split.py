@@ -52,6 +52,8 @@ def run(settings: Settings) -> None:
         )
     console.say(f"{train}: {report.train_rows} rows of {report.train_prompts} prompts")
     console.say(f"{evaluation}: {report.eval_rows} rows of {report.eval_prompts} prompts")
+    for line in report.half_characters.lines():
+        console.say(line)
 
 
 def _targets(settings: Settings, source: str) -> tuple[Path, Path]:

@@ -5,8 +5,9 @@ what was read, skipped and held out. Evaluation data is a file of its own, or a 
 
 Records and pairs are not kept: they are read from the file again whenever they are gone through (`amopo.data.stream`).
 `read_inputs` reads everything twice: what is wrong with any row, the scales and the ranks of the prompts show in the
-first pass, the pairs are counted in the second. In memory: 8 bytes per prompt, three times that while they are sorted,
-and the bytes per id of `iter_records`. `Inputs.in_memory()` gives lists.
+first pass; in the second the pairs are counted, and what decides their tokens is summed up. In memory: 8 bytes per
+prompt, three times that while they are sorted, and the bytes per id of `iter_records`. `Inputs.in_memory()` gives
+lists.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from amopo.data import (
     parse_scales,
     with_overall,
 )
+from amopo.data.content import PairContent
 from amopo.data.overall import OVERALL_NAME, OVERALL_SCALE, OverallScore
 from amopo.data.pairs import PairMaker, weight_shares
 from amopo.data.readers.forms import OnRows
@@ -123,7 +125,10 @@ def read_inputs(
     streams = {"training": first_pass(data)}
     if eval_data is not None:
         streams["evaluation"] = first_pass(eval_data)
-    held_out = HeldOut.choose(ranks, eval_fraction=eval_fraction, seed=seed) if is_split else None
+    try:
+        held_out = HeldOut.choose(ranks, eval_fraction=eval_fraction, seed=seed) if is_split else None
+    except DataError as error:
+        raise DataError(str(error), file=data) from None
     found_scales, change = agreed.scales, None
     if overall:
         change = OverallScore(objectives, scales=found_scales, weights=score_weights).of
@@ -150,9 +155,10 @@ def read_inputs(
         stream = streams.get(name, streams["training"])
         keep = None if held_out is None else lambda record: held_out.holds(record.prompt) == (name == "evaluation")
         records = RecordPart(stream, report.records, keep=keep, change=change)
-        return Part(records, PairStream(records, report.pairs, make_maker=make_maker), report)
+        pairs = PairStream(records, report.pairs, make_maker=make_maker, content=contents[name])
+        return Part(records, pairs, report)
 
-    makers = _second_pass(streams, held_out, change, make_maker, on_rows)
+    makers, contents = _second_pass(streams, held_out, change, make_maker, on_rows)
     return Inputs(part("training"), part("evaluation"), found_scales, left_out)
 
 
@@ -162,12 +168,14 @@ def _second_pass(
     change: Callable[[PreferenceRecord], PreferenceRecord] | None,
     make_maker: Callable[[], PairMaker],
     on_rows: OnRows | None,
-) -> dict[str, PairMaker]:
-    """What has made all pairs of each part, for its report."""
+) -> tuple[dict[str, PairMaker], dict[str, PairContent]]:
+    """What has made all pairs of each part, for its report, and what the pairs hold."""
     makers = {name: make_maker() for name in (streams if held_out is None else ("training", "evaluation"))}
+    contents = {name: PairContent(maker.objectives) for name, maker in makers.items()}
     for stream_name, stream in streams.items():
         for record in stream.read(on_rows=on_rows):
             is_held_out = held_out is not None and held_out.holds(record.prompt)
-            maker = makers["evaluation" if is_held_out else stream_name]
-            maker.of(record if change is None else change(record))
-    return makers
+            name = "evaluation" if is_held_out else stream_name
+            for pair in makers[name].of(record if change is None else change(record)):
+                contents[name].add(pair)
+    return makers, contents

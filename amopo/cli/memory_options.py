@@ -12,17 +12,20 @@ from typing import Any
 
 from amopo.cli.errors import UsageError
 from amopo.cli.options import Option, Settings
+from amopo.memory.configs import counted_parameters
 from amopo.memory.settings import ENGINES, OFFLOADS, OPTIMIZERS, RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN, ModelShape, shape_of
+from amopo.memory.shapes import BUILT_IN, ModelShape, read_config, shape_of
 from amopo.memory.workload import fill
 from amopo.packing.trie import SHARING
 
 GIB = 1 << 30
+COUNT_TOLERANCE = 0.02  # norms of other widths and biases stay below that
 _UNITS = {
     "": 1,
     "B": 1,
     "KB": 10**3,
     "MB": 10**6,
+    "G": 10**9,
     "GB": 10**9,
     "TB": 10**12,
     "KIB": 1 << 10,
@@ -54,10 +57,23 @@ def run_options() -> list[Option]:
 
 
 def shape_from(settings: Settings) -> ModelShape:
+    """The shape of `--model`; of a family whose code was not read, its parameters are counted by transformers.
+
+    Raises:
+        UsageError: there is no such model, it cannot be planned, or its layers are not Llama's.
+    """
     try:
-        return shape_of(settings.model)
+        shape = shape_of(settings.model)
+        found = None if shape.is_exact else read_config(settings.model)
     except ValueError as error:
         raise UsageError(f"--model: {error}") from None
+    counted = None if found is None else counted_parameters(found[0])
+    if counted is not None and abs(shape.parameters / counted - 1) > COUNT_TOLERANCE:
+        raise UsageError(
+            f"--model: model {shape.name}: its type {shape.model_type!r} has {counted / 1e9:.2f} billion parameters, "
+            f"and Llama's layers of its sizes {shape.parameters / 1e9:.2f}; its layers are others and are not planned"
+        )
+    return shape
 
 
 def settings_of(settings: Settings, **fixed: Any) -> RunSettings:
@@ -71,12 +87,24 @@ def sample_of(settings: Settings) -> SampleShape:
     return fill(SampleShape(**{name: settings.values[name] for name in names}), settings.tokens)
 
 
-def size(text: str, flag: str) -> int:
-    """Bytes of "80GB", "80 GiB" or a number of bytes."""
+def size(text: str, flag: str, *, least: int = 1) -> int:
+    """Bytes of "80GB", "80 GiB" or a number of bytes.
+
+    Raises:
+        UsageError: not a size, or below `least` bytes.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+    if match is None or match[2].upper() not in _UNITS:
         raise UsageError(f"{flag}: {text!r} is not a size; give a positive number with a unit, as in 80GB or 80GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    found = int(float(match[1]) * _UNITS[match[2].upper()])
+    if found < least:
+        raise UsageError(f"{flag}: {text!r} is {found} bytes; give a positive number with a unit, as in 80GB or 80GiB")
+    return found
+
+
+def gpu_memory_of(settings: Settings) -> int | None:
+    """Bytes of `--gpu-memory`, None where it is not given; less than a MiB is a unit forgotten."""
+    return None if settings.gpu_memory is None else size(settings.gpu_memory, "--gpu-memory", least=1 << 20)
 
 
 def gib(count: int) -> str:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from amopo.cli.errors import UsageError
-from amopo.cli.memory_options import gib, run_options, sample_of, settings_of, shape_from, size, table
+from amopo.cli.memory_options import gib, gpu_memory_of, run_options, sample_of, settings_of, shape_from, table
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
 from amopo.memory.shapes import with_layers
@@ -41,7 +41,7 @@ def run(settings: Settings) -> None:
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape, sample = shape_from(settings), sample_of(settings)
     asked = settings_of(settings, device=device)
-    limit = None if settings.gpu_memory is None else size(settings.gpu_memory, "--gpu-memory")
+    limit = gpu_memory_of(settings)
     if settings.layers is not None:
         if settings.layers < 1:
             raise UsageError(f"--layers must be at least 1, got {settings.layers}")

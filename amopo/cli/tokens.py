@@ -9,7 +9,7 @@ from typing import Any
 
 from amopo.cli.console import Console
 from amopo.data import Pair, PairTokenizer, TokenizationReport, cached_samples
-from amopo.data.stream import Reiterable, each
+from amopo.data.stream import PairStream, Reiterable, each
 from amopo.packing import TokenizedSample
 
 SILENT_SECONDS = 2.0  # what is done sooner needs no progress bar
@@ -21,8 +21,10 @@ def tokenize(
     """Samples in mapped files where they are cached, else as a list; `settings` as for `tokenize_pairs`."""
     with console.stage("tokenise"):
         if cache:
-            # the first pass is for the key; where the tokens are kept already, it is the only one
-            return cached_samples(_Shown(pairs, console, "looking for kept tokens", "tokenise"), tokenizer, **settings)
+            content = pairs.content if isinstance(pairs, PairStream) else None
+            # without the content a pass finds it; where the tokens are kept already, there is no other
+            titles = ("tokenise",) if content is not None else ("looking for kept tokens", "tokenise")
+            return cached_samples(_Shown(pairs, console, *titles), tokenizer, content=content, **settings)
         run = PairTokenizer(tokenizer, **settings)
         return list(run.samples(_Shown(pairs, console, "tokenise"))), run.report()
 

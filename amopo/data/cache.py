@@ -4,7 +4,8 @@
 
 Gives what `tokenize_pairs` gives, as a `TokenDataset` over files in `cache_folder()`: `$AMOPO_CACHE`, or
 `~/.cache/amopo`. Memory holds one sample at a time. `pairs` is gone through twice, once for the key and once for the
-tokens, so it must be a list, or something that can be iterated again.
+tokens, so it must be a list, or something that can be iterated again. Where their `content` (`PairContent`) is known
+already, they are gone through only to make the tokens.
 
 The key is a hash of everything that decides the tokens: ids, prompts, responses, shown scores and signs of the pairs,
 the template's text for each of them and its position, both lengths, the tokenizer (vocabulary, merges, special tokens,
@@ -30,13 +31,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amopo.data.content import PairContent
 from amopo.data.schema import DataError, Pair, Scale
 from amopo.data.templates import Template
 from amopo.data.tokenize import PairTokenizer, TokenizationReport
 from amopo.packing.stored import SampleWriter, StoredSamplesError, TokenDataset
 
 # Raise it with every change of what samples are made of the same input.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 ENVIRONMENT = "AMOPO_CACHE"
 _PROBE = [{"role": "system", "content": "One."}, {"role": "user", "content": "Two?"}]
 _REPORT = "report"
@@ -59,12 +61,14 @@ def cached_samples(
     max_prompt_length: int = 512,
     max_response_length: int = 512,
     folder: str | Path | None = None,
+    content: PairContent | None = None,
     on_sample: Callable[[int], None] | None = None,
 ) -> tuple[TokenDataset, TokenizationReport]:
     """Samples of these pairs, from the cache or made and kept there.
 
     Args:
-        folder: instead of `cache_folder()`. on_sample: called with the number of samples made so far.
+        folder: instead of `cache_folder()`. content: of these pairs, for the same objectives. on_sample: called with
+            the number of samples made so far.
         The others: see `tokenize_pairs`.
     Raises:
         what `tokenize_pairs` raises; TypeError for pairs that can be iterated once only; DataError for a folder that
@@ -81,7 +85,12 @@ def cached_samples(
         max_response_length=max_response_length,
     )
     root = Path(folder) if folder is not None else cache_folder()
-    entry = root / "tokens" / cache_key(pairs, run)
+    if content is not None and content.objectives != run.objectives:
+        raise ValueError(
+            f"content is of the objectives {', '.join(content.objectives)}, but the pairs are tokenised for "
+            f"{', '.join(run.objectives)}; make it with the same"
+        )
+    entry = root / "tokens" / cache_key(PairContent.of(pairs, run.objectives) if content is None else content, run)
     found = _open(entry)
     if found is not None:
         return found, TokenizationReport(**found.notes[_REPORT])
@@ -94,8 +103,8 @@ def cached_samples(
         ) from error
 
 
-def cache_key(pairs: Iterable[Pair], run: PairTokenizer) -> str:
-    """The name of the entry for these pairs."""
+def cache_key(content: PairContent, run: PairTokenizer) -> str:
+    """The name of the entry for pairs of this content."""
     digest = hashlib.blake2b(digest_size=20)
 
     def add(*values: Any) -> None:
@@ -103,15 +112,9 @@ def cache_key(pairs: Iterable[Pair], run: PairTokenizer) -> str:
 
     add(CACHE_VERSION, run.objectives, run.max_prompt_length, run.max_response_length, run.template.position)
     add(tokenizer_identity(run.chat.tokenizer), _writes(run))
-    seen: set[tuple[str, float]] = set()
-    for pair in pairs:
-        shown = run.shown_scores(pair)
-        add(pair.id, pair.prompt, pair.chosen.text, pair.rejected.text, list(shown.items()))
-        add(None if pair.signs is None else [pair.signs.get(name) for name in run.objectives])
-        for objective, score in shown.items():
-            if (objective, score) not in seen:
-                seen.add((objective, score))
-                add(objective, score, _text(run, pair, objective, score))
+    add(content.hexdigest())
+    for (objective, score), first in content.shown.items():
+        add(objective, score, _text(run, first, objective, score))
     return digest.hexdigest()
 
 
@@ -140,11 +143,11 @@ def _writes(run: PairTokenizer) -> str | None:
     return None
 
 
-def _text(run: PairTokenizer, pair: Pair, objective: str, score: float) -> str:
+def _text(run: PairTokenizer, sample: int | str, objective: str, score: float) -> str:
     try:
         return run.template.text(objective=objective, score=score, scale=run.scales[objective])
     except ValueError as error:
-        raise DataError(f"sample {pair.id!r}: {error}") from error
+        raise DataError(f"sample {sample!r}: {error}") from error
 
 
 def _open(entry: Path) -> TokenDataset | None:

@@ -1,6 +1,6 @@
 """Records as rows of a form.
 
-    grouped_row(record)    one row of the grouped form
+    grouped_row(record)    one row of the grouped form; of a `RawRecord` too, with whatever it scores in numbers
     trl_rows(record)       rows of the TRL form: one per pair, the better response chosen
 
 Both carry the id, the scales and the record's other fields, so that reading them gives the same prompts, texts, scores
@@ -14,19 +14,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from amopo.data.pairs import build_pairs
-from amopo.data.schema import DataError, Message, PreferenceRecord, Response
+from amopo.data.readers.raw import RawRecord
+from amopo.data.scales import as_scales
+from amopo.data.schema import DataError, Message, PreferenceRecord, Response, is_finite_number
 
 TARGETS = ("grouped", "trl")
 
 
-def grouped_row(record: PreferenceRecord) -> dict[str, Any]:
-    """The record as one row."""
-    row = {
-        "id": record.id,
-        "prompt": _prompt(record.prompt),
-        "responses": [{"text": response.text, "scores": dict(response.scores)} for response in record.responses],
-        "scales": _scales(record),
-    }
+def grouped_row(record: PreferenceRecord | RawRecord) -> dict[str, Any]:
+    """The record as one row, without an id and scales where a raw one has none."""
+    responses = [
+        {"text": r.text, "scores": {name: value for name, value in r.scores.items() if is_finite_number(value)}}
+        for r in record.responses
+    ]
+    row: dict[str, Any] = {} if record.id is None else {"id": record.id}
+    row["prompt"] = record.prompt if isinstance(record, RawRecord) else _prompt(record.prompt)
+    row["responses"] = responses
+    if scales := _scales(record):
+        row["scales"] = scales
     return _with_extra(row, record)
 
 
@@ -62,11 +67,12 @@ def _answer(response: Response) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": response.text}]
 
 
-def _scales(record: PreferenceRecord) -> dict[str, list[float]]:
-    return {name: [scale.low, scale.high] for name, scale in record.scales.items()}
+def _scales(record: PreferenceRecord | RawRecord) -> dict[str, list[float]]:
+    return {name: [scale.low, scale.high] for name, scale in as_scales(record.scales).items()}
 
 
-def _with_extra(row: dict[str, Any], record: PreferenceRecord) -> dict[str, Any]:
+def _with_extra(row: dict[str, Any], record: PreferenceRecord | RawRecord) -> dict[str, Any]:
     if taken := sorted(row.keys() & record.extra.keys()):
-        raise DataError(f"{record.label}: its field {taken[0]!r} would overwrite what this form writes; rename it")
+        place = "" if isinstance(record, RawRecord) else f"{record.label}: "
+        raise DataError(f"{place}its field {taken[0]!r} would overwrite what this form writes; rename it")
     return {**row, **record.extra}

@@ -20,9 +20,9 @@ from amopo.data.agreement import Agreement
 from amopo.data.layouts import LayoutCost, layout_costs
 from amopo.data.lengths import LengthSummary, Measure, WordMeasure, samples_of_pairs, summarize_lengths
 from amopo.data.pairs import build_pairs
-from amopo.data.readers import ReadReport, ScoreScan, iter_records, scan_scores
+from amopo.data.readers import ReadReport, ScoreScan, all_objectives, iter_records, scan_scores
 from amopo.data.readers.forms import OnRows
-from amopo.data.scales import KNOWN_SCALES, ScaleLike, as_scales, check_objectives
+from amopo.data.scales import ScaleLike, as_scales, check_objectives
 from amopo.data.schema import DataError, PreferenceRecord, Scale
 from amopo.data.seen import SeenNames
 from amopo.data.sources.steady import open_steady
@@ -34,7 +34,7 @@ NAMED = 5  # bad rows
 
 @dataclass
 class ScoreSummary:
-    """Scores of one objective. `origin` of its scale: given, declared (by the file or its form), known, or seen."""
+    """Scores of one objective. `origin` of its scale: given, declared (by the file or its form), or seen."""
 
     scale: Scale
     origin: str
@@ -108,9 +108,7 @@ def inspect_file(
         raise ValueError(f"sample must be at least 1, but is {sample!r}")
     given, source = as_scales(scales), open_steady(path)
     scan = scan_scores(source, format=format, on_error=lambda error: None, on_rows=on_rows)
-    names = scan.objectives if objectives is None else check_objectives(objectives)
-    if not names:
-        raise DataError("no field of the responses holds numbers, so there is nothing to compare", file=path)
+    names = all_objectives(scan, source.name) if objectives is None else check_objectives(objectives)
     scores = {name: _summary(name, scan, given) for name in names}
     bad, report, agreement, prompts = BadRows(), ReadReport(), Agreement(names), SeenNames()
     sizes: Counter[int] = Counter()
@@ -149,7 +147,7 @@ def inspect_file(
 
 
 def _summary(name: str, scan: ScoreScan, given: Mapping[str, Scale]) -> ScoreSummary:
-    for origin, scales in (("given", given), ("declared", scan.declared), ("known", KNOWN_SCALES)):
+    for origin, scales in (("given", given), ("declared", scan.declared)):
         if name in scales:
             return ScoreSummary(scales[name], origin)
     found = scan.ranges.get(name)

@@ -3,8 +3,12 @@
     check_target("out.jsonl", force=False, source="in.jsonl")    before any work
     with write_rows("out.jsonl") as write: write({"prompt": ...})
 
-Rows go to a file beside the target, which takes its name when everything is written; an error leaves the target as it
-was. A target that ends in ".gz" is compressed. Dates are written as text; what JSON cannot hold raises `DataError`.
+Rows go to a file beside the target, which takes its name when everything is written and synced; an error leaves the
+target as it was. A target that ends in ".gz" is compressed. Dates are written as text; what JSON cannot hold raises
+`DataError`.
+
+Text is UTF-8. Half a character (a lone surrogate), which JSON can escape and UTF-8 cannot hold, is written as that
+escape, so that the row reads as the same; `write` gives the name of such a field, for `HalfCharacters` to say where.
 """
 
 from __future__ import annotations
@@ -15,12 +19,41 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amopo.data.schema import DataError
 
-WriteRow = Callable[[Mapping[str, Any]], None]
+WriteRow = Callable[[Mapping[str, Any]], str | None]
+
+_NAMED = 3
+
+
+@dataclass
+class HalfCharacters:
+    """Rows that hold half a character in a field that nobody reads: how many, and the first few."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, place: str, name: str | None) -> None:
+        """`name`: what writing the row gave; nothing where all is well."""
+        if name is None:
+            return
+        self.count += 1
+        if len(self.first) < _NAMED:
+            self.first.append(f"{place}: its field {name}")
+
+    def lines(self) -> list[str]:
+        """What is to be said of it."""
+        if not self.count:
+            return []
+        more = f" and {self.count - len(self.first)} rows more" if self.count > len(self.first) else ""
+        return [
+            f"note: half a character (a lone surrogate) stands in {'; '.join(self.first)}{more}. It was written as the "
+            "escape that it is; programs other than Python may refuse such rows, so repair them"
+        ]
 
 
 def check_target(path: str | os.PathLike[str], *, force: bool, source: str | os.PathLike[str] | None = None) -> Path:
@@ -45,15 +78,45 @@ def write_rows(path: str | os.PathLike[str]) -> Iterator[WriteRow]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         # mtime=0: the same rows give the same bytes
-        with open(part, "wb") as raw, _compressed(raw, path) as file:
+        with open(part, "wb") as raw:
+            with _compressed(raw, path) as file:
 
-            def write(row: Mapping[str, Any]) -> None:
-                file.write(json.dumps(row, ensure_ascii=False, default=_as_text).encode("utf-8") + b"\n")
+                def write(row: Mapping[str, Any]) -> str | None:
+                    try:
+                        file.write(_json(row, ensure_ascii=False).encode("utf-8") + b"\n")
+                    except UnicodeEncodeError:
+                        file.write(_json(row, ensure_ascii=True).encode("ascii") + b"\n")
+                        return half_character(row)
+                    return None
 
-            yield write
+                yield write
+            raw.flush()
+            os.fsync(raw.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def half_character(value: object, name: str = "") -> str | None:
+    """Where in a row half a character stands: "meta.tags[2]"; None where all of it is whole."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return ascii(name)
+        return None
+    if isinstance(value, Mapping):
+        inner = [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
+        inner += [(place, key) for (place, _), key in zip(inner, value, strict=True)]
+    elif isinstance(value, list | tuple):
+        inner = [(f"{name}[{position}]", item) for position, item in enumerate(value)]
+    else:
+        return None
+    return next((found for place, item in inner if (found := half_character(item, place)) is not None), None)
+
+
+def _json(row: Mapping[str, Any], *, ensure_ascii: bool) -> str:
+    return json.dumps(row, ensure_ascii=ensure_ascii, default=_as_text)
 
 
 @contextmanager

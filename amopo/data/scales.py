@@ -1,8 +1,9 @@
 """Which scale each objective is scored on.
 
 A scale comes from the first of: the caller's argument (`scales={"fluency": Scale(1, 5)}`, or `--scales fluency=1:5`),
-the record's field `"scales": {"fluency": [1, 5]}`, the table `KNOWN_SCALES`. An objective with none of them raises
-`DataError` with the remedy.
+the record's field `"scales": {"fluency": [1, 5]}`, the form of the row (`KNOWN_SCALES` in HelpSteer2's rows and in
+those released with AMoPO, which are made of them). An objective with none of them raises `DataError` with the remedy: a
+name alone tells no scale, since helpfulness goes from 0 to 4 in one data set and from 1 to 5 in another.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from amopo.data.schema import DataError, PreferenceRecord, Scale
 
-# The five dimensions of HelpSteer2, as its annotators scored them.
+# The five dimensions of HelpSteer2, as its annotators scored them. For forms of rows that are of that data set;
+# elsewhere the same name may be on another scale, which no score between 1 and 4 would show.
 KNOWN_SCALES: Mapping[str, Scale] = {
     name: Scale(0, 4) for name in ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 }
@@ -76,16 +78,31 @@ def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
 def resolve_scales(
     objectives: Sequence[str], *, given: Mapping[str, Scale] | None = None, declared: Mapping[str, Scale] | None = None
 ) -> dict[str, Scale]:
-    """The scale of each objective: `given` by the caller first, then `declared` by the record, then the known ones."""
-    scales = {**KNOWN_SCALES, **(declared or {}), **(given or {})}
-    for objective in objectives:
-        if objective not in scales:
-            raise DataError(
-                f"the scale of objective {objective!r} is not known; declare it: "
-                f'scales={{"{objective}": Scale(low, high)}}, --scales {objective}=low:high, '
-                f'or a field "scales": {{"{objective}": [low, high]}} in the record'
-            )
+    """The scale of each objective: `given` by the caller first, then `declared` by the record or its form."""
+    scales = {**(declared or {}), **(given or {})}
+    missing = [objective for objective in objectives if objective not in scales]
+    if missing:
+        raise DataError(_undeclared(missing))
     return {objective: scales[objective] for objective in objectives}
+
+
+def known_scales(names: Iterable[str]) -> dict[str, list[float]]:
+    """Those of these names that HelpSteer2 scores, as a form declares them."""
+    found = dict.fromkeys(name for name in names if name in KNOWN_SCALES)
+    return {name: [KNOWN_SCALES[name].low, KNOWN_SCALES[name].high] for name in found}
+
+
+def _undeclared(missing: Sequence[str]) -> str:
+    first = missing[0]
+    text = (
+        f"the scale of objective {first!r} is not known; declare it: "
+        f'scales={{"{first}": Scale(low, high)}}, --scales {first}=low:high, '
+        f'or a field "scales": {{"{first}": [low, high]}} in the record'
+    )
+    if first in KNOWN_SCALES:
+        flag = ",".join(f"{name}=0:4" for name in missing if name in KNOWN_SCALES)
+        text += f" (scores of HelpSteer2 go from 0 to 4: --scales {flag})"
+    return text
 
 
 def scales_of(records: Iterable[PreferenceRecord]) -> dict[str, Scale]:

@@ -41,7 +41,8 @@ def number_held_out(distinct_prompts: int, *, eval_fraction: float) -> int:
     """How many prompts are held out: at least one if the fraction is above 0, never all."""
     if distinct_prompts < 2:
         raise DataError(
-            f"cannot hold out prompts from {distinct_prompts} distinct prompt(s); give more data or eval_fraction=0"
+            f"cannot hold out prompts from {distinct_prompts} distinct prompt(s); give more data, or train without "
+            "held-out prompts (eval_fraction=0)"
         )
     return min(max(1, round(eval_fraction * distinct_prompts)), distinct_prompts - 1)
 

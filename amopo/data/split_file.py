@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 
-from amopo.data.output import write_rows
+from amopo.data.output import HalfCharacters, write_rows
 from amopo.data.prompts import parse_prompt
 from amopo.data.readers.forms import OnRows, read_raw
 from amopo.data.readers.raw import RawRecord
@@ -35,6 +35,7 @@ class SplitReport:
     train_rows: int
     eval_prompts: int
     eval_rows: int
+    half_characters: HalfCharacters = field(default_factory=HalfCharacters)
 
 
 def split_file(
@@ -59,13 +60,18 @@ def split_file(
     except DataError as error:
         raise DataError(str(error), file=rows.name) from None
     written = {True: 0, False: 0}
+    halves = HalfCharacters()
     with write_rows(train) as write_train, write_rows(evaluation) as write_evaluation:
         for raw, rank in _ranked(rows, form, seed, on_rows)[1]:
             is_held_out = rank <= chosen.last_rank
-            for _, row in raw.rows:
-                (write_evaluation if is_held_out else write_train)(row)
+            for number, row in raw.rows:
+                try:
+                    half = (write_evaluation if is_held_out else write_train)(row)
+                except DataError as error:
+                    raise rows.error(str(error), number) from None
+                halves.add(f"{rows.name}, {rows.unit} {number}", half)
                 written[is_held_out] += 1
-    return SplitReport(form, chosen.prompts - chosen.count, written[False], chosen.count, written[True])
+    return SplitReport(form, chosen.prompts - chosen.count, written[False], chosen.count, written[True], halves)
 
 
 def _ranked(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Protocol, TypeVar
 
+from amopo.data.content import PairContent
 from amopo.data.pairs import PairMaker
 from amopo.data.readers import ReadReport, iter_records
 from amopo.data.readers.forms import OnRows
@@ -105,10 +106,20 @@ class RecordPart:
 
 
 class PairStream:
-    """The pairs of these records, by a new `PairMaker` in each pass; `length` says how many these are."""
+    """The pairs of these records, by a new `PairMaker` in each pass; `length` says how many these are.
 
-    def __init__(self, records: RecordPart, length: int, *, make_maker: Callable[[], PairMaker]) -> None:
-        self._records, self._length, self._make_maker = records, length, make_maker
+    `content`: what decides their tokens, where an earlier pass has found it.
+    """
+
+    def __init__(
+        self,
+        records: RecordPart,
+        length: int,
+        *,
+        make_maker: Callable[[], PairMaker],
+        content: PairContent | None = None,
+    ) -> None:
+        self._records, self._length, self._make_maker, self.content = records, length, make_maker, content
 
     def each(self, on_progress: OnProgress | None = None) -> Iterator[Pair]:
         maker = self._make_maker()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amopo.data.chat import ChatEncoder
+from amopo.data.content import shown_scores
 from amopo.data.scales import check_objectives, resolve_scales
 from amopo.data.schema import DataError, Message, Pair, Scale
 from amopo.data.seen import SeenNames
@@ -122,21 +123,10 @@ class PairTokenizer:
             raise DataError(f"no pair is left to train on ({report}); give more pairs or raise max_response_length")
         return report
 
-    def shown_scores(self, pair: Pair) -> dict[str, float]:
-        """The score that each objective's prompt shows: of the response that the objective prefers."""
-        shown = {}
-        for name in self.objectives:
-            better = pair.rejected if pair.signs is not None and pair.signs.get(name) == -1 else pair.chosen
-            if name not in better.scores:
-                side = "chosen" if better is pair.chosen else "rejected"
-                raise DataError(f"sample {pair.id!r}: the {side} response has no score for objective {name!r}")
-            shown[name] = better.scores[name]
-        return shown
-
     def _sample(self, pair: Pair) -> TokenizedSample | None:
         """The sample of a pair; None if its responses are the same, token for token."""
         name, counts, chat = f"sample {pair.id!r}", self._counts, self.chat
-        shown, signs = self.shown_scores(pair), self._signs(pair)
+        shown, signs = shown_scores(pair, self.objectives), self._signs(pair)
         if self._seen.add(str(pair.id)):
             raise DataError(f"{name}: another pair has this id; the weights' noise is keyed by it, so ids must differ")
         counts["pairs"] += 1

@@ -101,7 +101,7 @@ class AMoPOConfig(_AMoPOConfig):
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
     template: str = field(default="rubric", metadata={"help": "How an objective is written into a prompt."})
     scales: str | None = field(
-        default=None, metadata={"help": "Scales of objectives that are not known: quality=1:6,safety=0:1."}
+        default=None, metadata={"help": "Scale of every objective that a template shows: helpfulness=0:4,safety=0:1."}
     )
     max_prompt_length: int = field(default=512, metadata={"help": "Most tokens of a prompt, template included."})
     max_response_length: int = field(default=512, metadata={"help": "Most tokens of a response."})

@@ -12,11 +12,13 @@ from typing import Any
 
 from amopo.data import DataError, Pair, Response, Scale, TokenizationReport, tokenize_pairs
 from amopo.data.prompts import parse_prompt
-from amopo.data.scales import KNOWN_SCALES, as_scales
+from amopo.data.scales import as_scales, check_objectives, resolve_scales
 from amopo.data.schema import check_text, is_finite_number
 from amopo.packing import TokenizedSample
 
 PLAIN = "plain"
+# Of an objective whose scale is not declared, since no prompt shows its scores.
+_NO_SCALE = Scale(0, 1)
 COLUMNS = ("prompt", "chosen", "rejected", "chosen_scores", "rejected_scores", "id")
 # Columns of TRL's formats that change a prompt, and are not read here.
 _UNREAD = ("tools", "chat_template_kwargs", "image", "images")
@@ -48,11 +50,11 @@ def tokenize_preferences(
     if len(dataset) == 0:
         raise DataError(f"{name} is empty; give at least one row")
     scales = as_scales(scales)
-    if template == PLAIN:  # shows no score, so any scale does
-        scales = {**{objective: Scale(0, 1) for objective in objectives if objective not in KNOWN_SCALES}, **scales}
+    if template != PLAIN:  # which shows no score
+        scales = resolve_scales(check_objectives(objectives), given=scales)
     pairs, plain = [], set()
     for number in range(len(dataset)):
-        pair, is_plain = _pair(dataset[number], number, objectives, {**KNOWN_SCALES, **scales}, template, name)
+        pair, is_plain = _pair(dataset[number], number, objectives, scales, template, name)
         pairs.append(pair)
         plain.add(is_plain)
     if len(plain) > 1:
@@ -61,7 +63,7 @@ def tokenize_preferences(
         pairs,
         bare_text(tokenizer) if plain == {True} else tokenizer,
         objectives=objectives,
-        scales=scales,
+        scales={**dict.fromkeys(objectives, _NO_SCALE), **scales},
         template=template,
         max_prompt_length=max_prompt_length,
         max_response_length=max_response_length,
@@ -138,7 +140,7 @@ def _scores(
         if side == "rejected":
             return {}
         if template == PLAIN:
-            return {objective: scales[objective].high for objective in objectives}
+            return {objective: scales.get(objective, _NO_SCALE).high for objective in objectives}
         raise DataError(
             f"there is no column {column!r} with {{objective: number}}, which the template shows; add it, or use "
             "template='plain'"
@@ -149,10 +151,12 @@ def _scores(
     for objective in objectives:
         value = given.get(objective)
         if value is None and template == PLAIN:  # it shows no score, so none is missing
-            value = scales[objective].high
+            value = scales.get(objective, _NO_SCALE).high
         if not is_finite_number(value):
             raise DataError(f"{column!r} has {value!r} for objective {objective!r}; a finite number is needed")
-        if objective in scales and value not in scales[objective]:
+        if objective not in scales:
+            value = _NO_SCALE.high
+        elif value not in scales[objective]:
             raise DataError(
                 f"{column!r}: {value} for objective {objective!r} is outside its scale {scales[objective]}; declare "
                 f"the scale, e.g. scales={objective}=low:high"

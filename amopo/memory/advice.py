@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from amopo.memory.methods import plan_method
 from amopo.memory.plan import Plan, make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import ModelShape
@@ -26,12 +28,24 @@ class Change:
 
 
 def largest_samples(
-    shape: ModelShape, sample: SampleShape, settings: RunSettings, *, limit: int, context: int = 0
+    shape: ModelShape,
+    sample: SampleShape,
+    settings: RunSettings,
+    *,
+    limit: int,
+    context: int = 0,
+    method: str | None = None,
 ) -> int:
-    """The most samples in one row whose plan stays within `limit` bytes; 0 if not even one does."""
+    """The most samples in one row whose plan stays within `limit` bytes; 0 if not even one does.
+
+    Args:
+        method: one of `methods.METHODS` (default: AMoPO with the sample's sharing).
+    """
+    method = method or f"amopo {sample.sharing}"
 
     def fits(samples: int) -> bool:
-        return make_plan(shape, dataclasses.replace(sample, samples=samples), settings, context=context).peak <= limit
+        several = dataclasses.replace(sample, samples=samples)
+        return plan_method(method, shape, several, settings, context=context).peak <= limit
 
     if not fits(1):
         return 0
@@ -86,8 +100,12 @@ def _alternatives(sample: SampleShape, settings: RunSettings) -> Iterator[tuple[
     if settings.gpus > 1 and settings.engine == "ddp":
         yield from setting("--engine fsdp2", engine="fsdp2")
         yield from setting("--engine zero3", engine="zero3")
-    if settings.engine != "single":
-        yield from setting(f"--gpus {2 * settings.gpus}", gpus=2 * settings.gpus)
+    if settings.engine == "single":
+        node = settings.gpus_per_node
+        yield from setting(f"--gpus {node} --engine fsdp2", gpus=node, engine="fsdp2")
+    elif settings.sharded:
+        more = next(gpus for gpus in _clusters(settings.gpus_per_node) if gpus >= 2 * settings.gpus)
+        yield from setting(f"--gpus {more}", gpus=more)
     for offload in ("optimizer", "all"):
         if settings.offload == "none":
             yield from setting(f"--offload {offload}", offload=offload)
@@ -101,25 +119,27 @@ def _alternatives(sample: SampleShape, settings: RunSettings) -> Iterator[tuple[
         yield from setting(f"--head-budget {256 << 20}", head_budget=256 << 20)
 
 
+def _clusters(gpus_per_node: int) -> Iterator[int]:
+    """Numbers of GPUs, from one: any number of a node, then whole nodes."""
+    yield from range(1, gpus_per_node)
+    yield from itertools.count(gpus_per_node, gpus_per_node)
+
+
 def smallest_cluster(
     shape: ModelShape, sample: SampleShape, settings: RunSettings, *, limit: int, context: int = 0
 ) -> Plan | None:
-    """The plan with the fewest GPUs (powers of two) whose peak stays within `limit`; one GPU runs without an engine.
+    """The plan with the fewest GPUs whose peak stays within `limit`; one GPU runs without an engine.
 
-    None where no cluster helps, because one rank's activations alone do not fit.
+    Tried are any number of GPUs of one node, and whole nodes. None where more GPUs do not help: ddp holds all states on
+    each, and the activations of one rank's row are the same in any cluster.
     """
-    gpus = 1
-    while gpus <= MOST_GPUS:
-        engine = settings.engine if settings.engine != "single" else ("single" if gpus == 1 else "fsdp2")
+    for gpus in itertools.takewhile(lambda gpus: gpus <= MOST_GPUS, _clusters(settings.gpus_per_node)):
+        engine = settings.engine if settings.engine != "single" else "fsdp2"
         if gpus == 1 and settings.offload == "none":
             engine = "single"
-        try:
-            tried = dataclasses.replace(settings, engine=engine, gpus=gpus)
-        except ValueError:
-            gpus *= 2
-            continue
-        plan = make_plan(shape, sample, tried, context=context)
+        if engine == "ddp" and gpus > 2:  # the same on each, however many there are
+            return None
+        plan = make_plan(shape, sample, dataclasses.replace(settings, engine=engine, gpus=gpus), context=context)
         if plan.peak <= limit:
             return plan
-        gpus *= 2
     return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from amopo.memory.settings import SampleShape
 from amopo.memory.shapes import ModelShape
@@ -38,6 +41,27 @@ def config_of(shape: ModelShape) -> Any:
     if shape.model_type not in ("gemma", "gemma2", "gemma3_text"):
         sizes |= {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
     return getattr(transformers, _CLASSES[shape.model_type])(**sizes)
+
+
+def counted_parameters(config: Mapping[str, Any]) -> int | None:
+    """Parameters of the model that transformers builds from the values of a config.json, without storage.
+
+    None where transformers is not installed, or does not know the model as a causal LM.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError:
+        return None
+    config = dict(config)
+    config = dict(config.get("text_config") or config)
+    try:
+        built = AutoConfig.for_model(config.pop("model_type", ""), **config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(built)
+            model.tie_weights()
+    except Exception:  # whatever the modelling code of any family says of values that it does not expect
+        return None
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def samples_of(sample: SampleShape) -> list[TokenizedSample]:

@@ -36,6 +36,11 @@ class RunSettings:
     head_budget: int | None = None
     device: str = "cuda"
 
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold parts of the states, so that more of them need less each."""
+        return self.engine in ("fsdp2", "zero3")
+
     def __post_init__(self) -> None:
         for name, known in (
             ("engine", ENGINES),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,13 +173,18 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
             f"model {name}: layers of type {', '.join(sorted(kinds))} are not planned; give a dense decoder"
         )
 
-    def need(*keys: str) -> int:
-        for key in keys:
-            if config.get(key) is not None:
-                return config[key]
-        raise ValueError(
-            f"model {name}: its configuration has no {keys[0]}; a dense decoder with a gated MLP is needed"
-        )
+    def need(key: str) -> int:
+        value = config.get(key)
+        if value is None:
+            raise ValueError(
+                f"model {name}: its configuration has no {key}; a dense decoder with a gated MLP is needed"
+            )
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"model {name}: {key} must be a positive whole number, got {value!r}")
+        return value
+
+    def given(key: str, otherwise: int) -> int:
+        return otherwise if config.get(key) is None else need(key)
 
     heads, hidden = need("num_attention_heads"), need("hidden_size")
     return ModelShape(
@@ -188,8 +194,8 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
         hidden=hidden,
         intermediate=need("intermediate_size"),
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
+        kv_heads=given("num_key_value_heads", heads),
+        head_dim=given("head_dim", hidden // heads),
         vocab=need("vocab_size"),
         tied=bool(config.get("tie_word_embeddings", model_type in _TIED_BY_DEFAULT)),
         attention_bias=bool(config.get("attention_bias", False)),
@@ -200,8 +206,10 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
     )
 
 
+# What follows a name where the sizes are those of the model without it.
+_VARIANT = re.compile(r"(-24b)?(-instruct|-it|-pt|-base)?(-\d{4}|-v0\.3)?$")
 # A config.json leaves out what is the class's default.
-_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
+_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "ernie4_5", "smollm3", "starcoder2")
 
 
 def _built_in() -> dict[str, ModelShape]:
@@ -220,6 +228,8 @@ def _built_in() -> dict[str, ModelShape]:
         Qwen3-8B        qwen3        36  4096 12288  32  8 128 151936 -
         Qwen3-14B       qwen3        40  5120 17408  40  8 128 151936 -
         Qwen3-32B       qwen3        64  5120 25600  64  8 128 151936 -
+        Llama-3-8B      llama        32  4096 14336  32  8 128 128256 -
+        Llama-3-70B     llama        80  8192 28672  64  8 128 128256 -
         Llama-3.2-1B    llama        16  2048  8192  32  8  64 128256 tied
         Llama-3.2-3B    llama        28  3072  8192  24  8 128 128256 tied
         Llama-3.1-8B    llama        32  4096 14336  32  8 128 128256 -
@@ -263,27 +273,38 @@ def shape_of(model: str) -> ModelShape:
     Raises:
         ValueError: neither; the message lists what comes close.
     """
-    wanted = model.rsplit("/", 1)[-1].lower()
+    wanted = model.rsplit("/", 1)[-1].lower().removeprefix("meta-")
     names = {name.lower(): name for name in BUILT_IN}
-    for ending in ("", "-instruct", "-it", "-base"):
-        if wanted.removesuffix(ending) in names:
-            return BUILT_IN[names[wanted.removesuffix(ending)]]
-    path = Path(model).expanduser()
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
+    if (name := names.get(_VARIANT.sub("", wanted))) is not None:
+        return BUILT_IN[name]
+    found = read_config(model)
+    if found is None:
         close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(names[name] for name in close)}?" if close else ""
         raise ValueError(
-            f"model {model!r} is neither a built-in shape ({', '.join(BUILT_IN)}) nor a folder with a config.json, nor "
-            f"such a file{hint}"
+            f"model {model!r} is neither a built-in shape nor a folder with a config.json, nor such a file{hint} "
+            f"(built in: {', '.join(BUILT_IN)})"
         )
+    return shape_from_config(*found)
+
+
+def read_config(model: str) -> tuple[dict[str, Any], str] | None:
+    """The configuration of a folder or a file and the model's name, or None where there is no such file.
+
+    Raises:
+        ValueError: the file holds no configuration.
+    """
+    path = Path(model).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file}: must hold a configuration (an object), not {type(config).__name__}")
-    return shape_from_config(config, path.name if path.is_dir() else path.parent.name or path.name)
+    return config, path.name if path.is_dir() else path.parent.name or path.name
 
 
 def with_layers(shape: ModelShape, layers: int) -> ModelShape:

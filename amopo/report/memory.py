@@ -29,7 +29,9 @@ _FILLS = {
 _SHADES = {"forward": "#f2f2f2", "head": "#d9e8f5", "backward": "#f7e3e2", "step": "#e7f0e1"}
 
 
-def _stack(axes: Any, planned: Mapping[str, Mapping[str, int]], phases: list[str], *, shift: float) -> None:
+def _stack(
+    axes: Any, planned: Mapping[str, Mapping[str, int]], phases: list[str], *, shift: float, width: float
+) -> None:
     used = [name for name in COMPONENTS if any(planned[phase].get(name) for phase in phases)]
     for number, phase in enumerate(phases):
         bottom = 0.0
@@ -37,8 +39,9 @@ def _stack(axes: Any, planned: Mapping[str, Mapping[str, int]], phases: list[str
             height = planned[phase].get(name, 0) / GIB
             fill, hatch = _FILLS[name]
             label = name if number == 0 else None
-            axes.bar(number + shift, height, 0.36, bottom, color=fill, hatch=hatch, edgecolor="white", label=label)
+            axes.bar(number + shift, height, width, bottom, color=fill, hatch=hatch, edgecolor="white", label=label)
             bottom += height
+        axes.annotate(f"{bottom:.1f}", (number + shift, bottom), (0, 2), textcoords="offset points", ha="center")
     axes.set_xticks(range(len(phases)), phases)
     axes.set_ylabel("GiB")
 
@@ -50,20 +53,24 @@ def write_plan(result: Mapping[str, Any], path: str | Path) -> Path:
     path = Path(path)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     phases, methods = figure.subplots(1, 2)
-    _stack(phases, result["phases"], list(result["phases"]), shift=0.0)
+    _stack(phases, result["phases"], list(result["phases"]), shift=0.0, width=0.64)
     settings = result["settings"]
     phases.set_title(f"{result['model']['name']}, {settings['engine']} on {settings['gpus']}: planned, each GPU")
     names = list(result["methods"])
     peaks = [result["methods"][name]["peak"] / GIB for name in names]
     heads = [result["methods"][name]["head"] / GIB for name in names]
     positions = range(len(names))
-    methods.bar(positions, peaks, 0.6, color="#d9d9d9", edgecolor="black", label="peak of the step")
+    bars = methods.bar(positions, peaks, 0.64, color="#d9d9d9", edgecolor="black", label="peak of the step")
+    methods.bar_label(bars, [f"{peak:.1f}" for peak in peaks], padding=2)
     methods.bar(positions, heads, 0.3, color="#1b6ca8", hatch="//", edgecolor="white", label="head alone")
     methods.set_xticks(positions, [name.replace(" ", "\n") for name in names])
     methods.set_title("the same samples by other methods")
     for axes in (phases, methods):
+        axes.margins(y=0.1)
         _limit(axes, result)
-        axes.legend(fontsize="small")
+        handles, labels = axes.get_legend_handles_labels()
+        # as the bars stand: the last on top
+        axes.legend(handles[::-1], labels[::-1], fontsize="small")
     figure.savefig(path, dpi=120)
     return path
 
@@ -75,10 +82,12 @@ def draw(result: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=(9, 7), layout="constrained")
     bars, line = figure.subplots(2, 1)
     phases = list(result["measured"])
-    _stack(bars, result["planned"], phases, shift=-0.2)
+    _stack(bars, result["planned"], phases, shift=-0.2, width=0.36)
     for number, phase in enumerate(phases):
         label = "measured" if number == 0 else None
-        bars.bar(number + 0.2, result["measured"][phase] / GIB, 0.36, color="#ffffff", edgecolor="black", label=label)
+        height = result["measured"][phase] / GIB
+        bars.bar(number + 0.2, height, 0.36, color="#ffffff", edgecolor="black", label=label)
+        bars.annotate(f"{height:.1f}", (number + 0.2, height), (0, 2), textcoords="offset points", ha="center")
     _limit(bars, result)
     bars.set_title(f"{result['model']}, {result['row']['tokens']} tokens, {result['device']}: planned and measured")
     bars.legend(fontsize="small", ncols=2)

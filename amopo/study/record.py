@@ -1,11 +1,16 @@
 """The result of a study as one JSON object: what was measured, on what, with which command.
 
 Numbers have six digits; what is not a number is null. Values of single prompts stay in the study's own folder.
+
+`settings` are what the study can be varied by, with a digest of the generator's tasks or of the data; `methods` is what
+each method does. `fingerprint` is a digest of both: it says whether two results are of the same study, and whether one
+is of the study that this version would run. Records from before it existed have none, and get none.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import platform
@@ -17,6 +22,8 @@ from typing import Any
 
 from amopo.cli.env import machine, versions
 from amopo.study.base import Check, Results, Study
+from amopo.study.methods import METHODS, Method
+from amopo.study.settings import TRAINING
 
 FILE = "study.json"
 
@@ -32,7 +39,9 @@ def make_record(
         "machine": {"processor": processor(), **machine()},
         "versions": versions(),
         "seeds": list(results),
-        "settings": {**study.fingerprint(), "template": study.template.name, "sharing": study.sharing},
+        "settings": settings_of(study),
+        "methods": methods_of(METHODS),
+        "fingerprint": fingerprint(study),
         "parameters": start["parameters"],
         "data": {str(seed): of_seed["start"]["data"] for seed, of_seed in results.items()},
         "cpu_seconds": {
@@ -45,6 +54,23 @@ def make_record(
         "summary": plain(summary),
         "checks": [dataclasses.asdict(check) for check in checks],
     }
+
+
+def settings_of(study: Study) -> dict[str, Any]:
+    """Every setting, and the digest of the tasks or the data."""
+    return {**study.fingerprint(), "template": study.template.name, "sharing": study.sharing}
+
+
+def methods_of(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
+    """What each method does, by name."""
+    return {method.name: {k: v for k, v in vars(method).items() if k not in ("name", "title")} for method in methods}
+
+
+def fingerprint(study: Study, methods: Sequence[Method] = METHODS) -> str:
+    """A digest of the generator or the data, of all settings, and of what the methods do."""
+    content = {"settings": settings_of(study), "methods": methods_of(methods), "training": TRAINING}
+    text = json.dumps(content, sort_keys=True)  # tuples and lists are one
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:

@@ -29,6 +29,7 @@ from amopo.packing.pack import packed_length
 from amopo.study.base import Results, Study
 from amopo.study.measure import tokenize
 from amopo.study.methods import METHODS, START, TITLES, Method, swap_at_random
+from amopo.study.settings import TRAINING
 from amopo.study.store import Store
 
 
@@ -147,7 +148,7 @@ def _train(
             beta=settings.beta,
             gamma=settings.gamma,
             learning_rate=settings.learning_rate,
-            lr_scheduler_type="constant_with_warmup",
+            **TRAINING,
             warmup_steps=settings.warmup_steps,
             max_steps=settings.steps,
             # The number of pairs is what limits a batch, so that a step means the same for every method.

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class SummevalSettings(Settings):
     pairs_per_batch: int = 1
     batches_per_step: int = 12
 
+
+# The same for every study, seed and method.
+TRAINING: Mapping[str, Any] = {"lr_scheduler_type": "constant_with_warmup"}
 
 # Learning rate, beta and the amount of imitation are those of the single demo, found on seed 0. No study has seed 0.
 TASKS = TaskSettings()

@@ -2,9 +2,8 @@
 
 Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
 suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
-over data, for FSDP1, for an engine that was asked for and does not run, and for clipping that DeepSpeed would do its
-own way. `embedding_rows(model)` is the number of
-token ids that the model knows, `position_limit(model)` the number of positions.
+over data, for FSDP1, for FSDP or DeepSpeed that would not run, and for clipping that DeepSpeed would do its own way.
+`embedding_rows(model)` is the number of token ids that the model knows, `position_limit(model)` that of positions.
 """
 
 from __future__ import annotations
@@ -61,7 +60,12 @@ def check_parallelism(trainer: Any) -> None:
             f"torch.distributed has {dist.get_world_size()} ranks, transformers counts {trainer.args.world_size}: "
             "batches would be dealt out wrongly; on CPUs set use_cpu=True"
         )
-    _check_engine(trainer)
+    asked = bool(trainer.args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if asked and trainer.accelerator.distributed_type != "DEEPSPEED":
+        raise ValueError(
+            f"DeepSpeed was asked for, but accelerate would run {trainer.accelerator.distributed_type.value}, without a "
+            "word; start without accelerate's --cpu (ACCELERATE_USE_CPU)"
+        )
     if trainer.is_deepspeed_enabled:
         config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
         if "gradient_clipping" not in config and trainer.args.max_grad_norm != 1.0:
@@ -69,28 +73,19 @@ def check_parallelism(trainer: Any) -> None:
                 f"max_grad_norm={trainer.args.max_grad_norm} would be ignored: DeepSpeed clips at 1.0 where its "
                 'configuration says nothing; put "gradient_clipping": "auto" into it'
             )
+    asked = bool(trainer.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and trainer.args.world_size > 1 and not trainer.is_fsdp_enabled:
+        # accelerate knows FSDP on accelerators alone
+        raise ValueError(
+            "FSDP was asked for and would not run: on CPUs accelerate takes DDP instead, without a word; leave fsdp "
+            "out for DDP, or use DeepSpeed's ZeRO-3 to shard the model there"
+        )
     fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2:
         raise ValueError(
             "FSDP1 is not supported; use FSDP2: fsdp_version: 2 in accelerate's configuration, or "
             'fsdp_config={"version": 2}'
         )
-
-
-def _check_engine(trainer: Any) -> None:
-    """Raise where accelerate runs DDP, without a word, though another engine was asked for."""
-    kind, device = trainer.accelerator.distributed_type, trainer.args.device.type
-    engines = (
-        ("FSDP", trainer.args.fsdp, "accelerate has FSDP on accelerators only; leave it out here"),
-        ("DEEPSPEED", trainer.args.deepspeed, "start without accelerate's --cpu (ACCELERATE_USE_CPU)"),
-    )
-    for engine, setting, remedy in engines:
-        by_launcher = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
-        if (setting or by_launcher) and kind != engine:
-            raise ValueError(
-                f"{engine} was asked for, but accelerate would run {kind.value} on this {device}, and the model would "
-                f"not be sharded: {remedy}"
-            )
 
 
 def embedding_rows(model: nn.Module) -> int:

@@ -11,6 +11,8 @@ where training would:
 - `trainable_parameters`, `trainable_names`: their number, and a digest of which they are;
 - `frozen_weights`: a digest of the values that stay as they are, such as the base weights under LoRA.
 
+`class_name(model)` is the same before and after FSDP2 shards the model.
+
 The digest adds up each parameter's bits as integers: the same on every device, whatever the order of the sum. It costs
 one pass over the frozen weights. Weights that are sharded away or not loaded are left out of it.
 Values of trainable weights are no part of the identity: a checkpoint brings them.
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 # Where a model came from, and what packed training never looks at. The dtype is read from the weights.
 _CONFIG_IGNORED = frozenset(
@@ -57,6 +60,11 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         "trainable_names": hashlib.blake2b("\n".join(trainable).encode(), digest_size=8).hexdigest(),
         "frozen_weights": _frozen_digest(model),
     }
+
+
+def class_name(model: nn.Module) -> str:
+    """The name of the model's class as it is written: `fully_shard` puts the model into a class of its own."""
+    return next(cls.__name__ for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
 
 
 def _numel(parameter: Tensor) -> int:

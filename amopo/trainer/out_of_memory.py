@@ -30,7 +30,7 @@ from amopo.memory.shapes import ModelShape, shape_from_config
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
 from amopo.trainer.forward import causal_lm
-from amopo.trainer.wrapping import class_name
+from amopo.trainer.identity import class_name
 
 logger = logging.getLogger(__name__)
 GIB = 1 << 30

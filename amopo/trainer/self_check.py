@@ -7,6 +7,8 @@ alone through the model's own forward and its own logits. It returns a `Comparis
 gradient of every trainable parameter, for a random combination of the log-probs. Nothing of the model is changed: no
 `.grad`, no random number of the global generators, dropout is off meanwhile.
 
+`check_first_batch(trainer)` does so for the first samples of a trainer's first batch, and raises where they differ.
+
 Cost: one packed forward and backward, 2K forwards and backwards per sample with stored logits, three copies of the
 gradients. Sharded weights (FSDP, ZeRO-3) raise: the separate forwards need them whole.
 """
@@ -14,17 +16,24 @@ gradients. Sharded weights (FSDP, ZeRO-3) raise: the separate forwards need them
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from amopo.packing.attention_backends import RAN
-from amopo.packing.pack import pack
+from amopo.packing.pack import PackedBatch, pack
 from amopo.packing.sample import TokenizedSample
+from amopo.packing.unpack import samples_of
 from amopo.trainer.forward import causal_lm, is_patched, patch_forward
 from amopo.trainer.logps import packed_logps
+from amopo.trainer.wrapping import is_sharded
+
+logger = logging.getLogger(__name__)
+CHECKED_SAMPLES = 2
 
 # What rounding alone can explain: nats per token, and relative error of a gradient.
 ALLOWED = {
@@ -110,6 +119,23 @@ def compare_with_separate_forwards(
         logps, errors.get(worst, 0.0), worst, *ALLOWED[dtype], batch.layout.num_tokens,
         batch.layout.represented_tokens, backend,
     )  # fmt: skip
+
+
+def check_first_batch(trainer: Any) -> None:
+    """Raise if, for the first samples of this rank's first batch, the packed row is not exact."""
+    model = trainer.model
+    if not all(p.numel() > 0 and not p.is_meta for p in model.parameters()) or is_sharded(model):
+        raise ValueError(
+            "self_check runs separate forwards of a whole model, and this one is sharded already: check it once on "
+            "one process (max_steps=1), then train with self_check=False"
+        )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    batch = PackedBatch(inputs["input_ids"], inputs["position_ids"], inputs["amopo_layout"], inputs["amopo_sample_ids"])
+    with trainer.accelerator.autocast():
+        found = compare_with_separate_forwards(model, samples_of(batch)[:CHECKED_SAMPLES], sharing=trainer.args.sharing)
+    if not found.is_exact:
+        raise RuntimeError(f"self_check: a packed row is not what separate forwards give: {found}")
+    logger.info("self_check: a packed row is what separate forwards give: %s", found)
 
 
 def _smallest_gradient(exact: dict[str, Tensor]) -> float:

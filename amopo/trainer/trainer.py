@@ -10,8 +10,7 @@ one) on lists of `TokenizedSample`. It is transformers' `Trainer` with these par
   `loss_sum * world_size / samples of the step`; accumulation adds, DDP averages over ranks.
 - **Noise** of the weights: keyed by (noise_seed, optimizer step, sample id, objective). Batching does not matter.
 - **Batches**: each rank's own, filled to `tokens_per_batch` (see `amopo.packing.batching`).
-- **Evaluation**: the same forward and loss, exact means over samples. The noise step is fixed at 0, so that two
-  evaluations of the same weights give the same numbers.
+- **Evaluation**: the same forward and loss, exact means over samples (see `amopo.trainer.evaluation`).
 - **Metrics**: see `amopo.trainer.metrics`; read from the device at logging steps only, and kept in `amopo_log.jsonl`.
 - **Out of memory**: the error says what the plan makes of it, and which settings would fit; `auto_budget` lowers the
   token budget before the first step (see `amopo.trainer.out_of_memory`).
@@ -25,31 +24,27 @@ metric functions (there are no logits to compute them from).
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
 
 from amopo.fused_loss import loss_from_logps
 from amopo.memory.checkpointing import enable_checkpointing
 from amopo.packing import attention
 from amopo.packing.layout import TreeLayout
-from amopo.packing.pack import PackedBatch
 from amopo.packing.sample import TokenizedSample
-from amopo.packing.unpack import samples_of
 from amopo.preference_loss import FusedLoss
 from amopo.trainer.batches import PackCollator, PackedLoader
 from amopo.trainer.checkpoint_loading import CheckpointLoading
 from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
+from amopo.trainer.evaluation import Evaluation
 from amopo.trainer.forward import causal_lm, patch_forward
-from amopo.trainer.identity import model_identity
+from amopo.trainer.identity import class_name, model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
@@ -66,16 +61,12 @@ from amopo.trainer.resume import (
 )
 from amopo.trainer.run_log import RunLog
 from amopo.trainer.samples import SampleTable
-from amopo.trainer.self_check import compare_with_separate_forwards
-from amopo.trainer.wrapping import class_name, is_sharded
+from amopo.trainer.self_check import check_first_batch
 
-EVALUATION_STEP = 0
-SELF_CHECK_SAMPLES = 2
-logger = logging.getLogger(__name__)
 LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
 
 
-class AMoPOTrainer(CheckpointLoading):
+class AMoPOTrainer(Evaluation, CheckpointLoading):
     """Adaptive multi-objective preference optimisation of a causal LM."""
 
     # The loss is normalised over the whole optimizer step already. transformers >= 5.19 reads this; older versions
@@ -140,17 +131,6 @@ class AMoPOTrainer(CheckpointLoading):
         if self._train_table is None:
             raise ValueError("training needs a train_dataset; pass it to AMoPOTrainer")
         return self._loaders.training(self._train_table)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> PackedLoader:
-        """This rank's batches of a dataset, of a named entry of `self.eval_dataset`, or of the one that there is."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
-        if dataset is None:
-            raise ValueError("evaluation needs an eval_dataset; pass it to AMoPOTrainer or to evaluate()")
-        return self._loaders.evaluation(dataset)
-
-    get_test_dataloader = get_eval_dataloader
 
     def get_total_train_batch_size(self, args: AMoPOConfig) -> int:
         """Samples of an optimizer step, on average: batches are counted in tokens."""
@@ -236,57 +216,6 @@ class AMoPOTrainer(CheckpointLoading):
             del logs[name]
         super().log(logs, start_time)
 
-    # ---- evaluation ----
-
-    @property
-    def evaluates_after_train_only(self) -> bool:
-        """Whether the model waits for train() to shard it, so that `evaluate` would raise now."""
-        if self.is_deepspeed_enabled:
-            return self.deepspeed is None
-        return self.is_fsdp_enabled and not is_sharded(self.model_wrapped)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss and metrics over a dataset; see `Trainer.evaluate`."""
-        self._clock.pause()
-        try:
-            return super().evaluate(*args, **kwargs)
-        finally:
-            self._clock.resume()
-
-    def evaluation_loop(
-        self,
-        dataloader: PackedLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Exact means over the samples of all ranks, through the forward that training uses."""
-        if self.evaluates_after_train_only:
-            raise ValueError(
-                "DeepSpeed and FSDP shard the model when train() begins, and it cannot be evaluated before; set "
-                "eval_on_start=True for an evaluation ahead of the first step"
-            )
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        model = self.model_wrapped if sharded else self.model
-        was_training = model.training
-        model.eval()
-        self.callback_handler.eval_dataloader = dataloader
-        sums = MetricSums(self.args.objectives)
-        # Outside of training the model has not been prepared for mixed precision.
-        precision = contextlib.nullcontext() if self.is_in_train else self.accelerator.autocast()
-        with torch.no_grad(), precision:
-            for batch in dataloader:
-                inputs = self._prepare_inputs(batch)
-                result = self._run(model, inputs, step=EVALUATION_STEP)
-                sums.add(result, inputs["amopo_layout"], num_samples=inputs["amopo_num_samples"])
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        model.train(was_training)
-        totals = sums.reduce(self._all_reduce)
-        metrics = {"loss": totals.loss, **totals.means}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=totals.num_samples)
-
     # ---- checkpoints ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -312,7 +241,7 @@ class AMoPOTrainer(CheckpointLoading):
             resume_from_checkpoint = str(resume_from_checkpoint)
             self.fit_checkpoint(resume_from_checkpoint)
         if self.args.self_check:
-            self._check_first_batch()
+            check_first_batch(self)
         if self.args.auto_budget and not resume_from_checkpoint:
             if self.args.gradient_checkpointing:
                 enable_checkpointing(causal_lm(self.model))
@@ -346,25 +275,6 @@ class AMoPOTrainer(CheckpointLoading):
         indices = max(loader.batch_sampler, key=lambda batch: sum(lengths[i if i >= 0 else ~i] for i in batch))
         return loader.collate_fn([loader.dataset[i] for i in indices])
 
-    def _check_first_batch(self) -> None:
-        """Raise if, for the first samples of this rank's first batch, the packed row is not exact."""
-        if not all(p.numel() > 0 and not p.is_meta for p in self.model.parameters()) or is_sharded(self.model):
-            raise ValueError(
-                "self_check runs separate forwards of a whole model, and this one is sharded already: check it once on "
-                "one process (max_steps=1), then train with self_check=False"
-            )
-        inputs = next(iter(self._loaders.training(self._train_table)))
-        batch = PackedBatch(
-            inputs["input_ids"], inputs["position_ids"], inputs["amopo_layout"], inputs["amopo_sample_ids"]
-        )
-        with self.accelerator.autocast():
-            found = compare_with_separate_forwards(
-                self.model, samples_of(batch)[:SELF_CHECK_SAMPLES], sharing=self.args.sharing
-            )
-        if not found.is_exact:
-            raise RuntimeError(f"self_check: a packed row is not what separate forwards give: {found}")
-        logger.info("self_check: a packed row is what separate forwards give: %s", found)
-
     def run_record(self) -> dict[str, Any]:
         """Settings, data, model and versions that decide this run's result."""
         if self._identity is None:
@@ -384,8 +294,18 @@ class AMoPOTrainer(CheckpointLoading):
         if _internal_call:
             self._clock.pause()
         super().save_model(output_dir, _internal_call)
+        if not _internal_call and self._writes_shards:
+            # transformers leaves the weights to the checkpoints then, and would save none here
+            weights = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                self._save(output_dir or self.args.output_dir, state_dict=weights)
         if self.args.should_save and self._train_table is not None:
             write_run_record(output_dir or self.args.output_dir, self.run_record())
+
+    @property
+    def _writes_shards(self) -> bool:
+        """Whether FSDP keeps checkpoints as one file of shards per rank."""
+        return self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
 
 class _SavingIsNotTraining(TrainerCallback):

@@ -8,7 +8,7 @@ parallelism), or DeepSpeed runs in this process, which reduces gradients in its 
 module that a wrapper holds (`ddp.module(...)`, `accelerator.unwrap_model(model)(...)`) trains every rank alone, and
 nothing else would say so: the loss falls, and the ranks' weights drift apart.
 
-It looks at objects in memory only; no communication. `class_name(model)` names the class beneath FSDP2's own.
+It looks at objects in memory only; no communication.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -46,11 +45,6 @@ def is_sharded(model: nn.Module) -> bool:
     if getattr(model, "_is_fsdp_managed_module", False):
         return True
     return any(hasattr(parameter, "placements") for parameter in model.parameters())
-
-
-def class_name(model: nn.Module) -> str:
-    """The name of the model's class, also once FSDP2 has put a class of its own (FSDPQwen2ForCausalLM) before it."""
-    return next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule)).__name__
 
 
 def _deepspeed_runs() -> bool:

@@ -13,6 +13,7 @@ import torch
 from bench.common import machine
 from bench.common.cases import SHAPES, HeadCase, HeadShape, make_case
 from bench.common.measure import Entrant, message_of
+from bench.common.memory_cases import MemoryCase, memory_cases_with
 from bench.common.results import Recorder
 from bench.common.step_models import STEP_SHAPES, StepShape
 
@@ -52,6 +53,10 @@ class BenchSession:
     def step_shapes(self) -> list[StepShape]:
         """Likewise, of the benchmarks that run whole models or layers."""
         return step_shapes_with(self.only_shapes, self.scale)
+
+    def memory_cases(self, *, searched: bool = False) -> list[MemoryCase]:
+        """Likewise, of the benchmark of whole models' memory; `searched`: those whose largest budget is looked for."""
+        return [case for case in memory_cases_with(self.only_shapes, self.scale) if case.search or not searched]
 
     def case(self, shape: HeadShape, inputs: str) -> HeadCase:
         """One case is kept at a time: the next one takes its memory."""

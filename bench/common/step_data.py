@@ -32,11 +32,14 @@ class DataSet:
     max_prompt: int
     max_response: int
     drawn: int  # samples of a measured step: the padded rows of four must fit in 20 GB
-    scales: dict[str, tuple[float, float]] | None = None
+    scales: dict[str, tuple[float, float]]
 
 
 DATA_SETS = {
-    "helpsteer2_sample100": DataSet(("helpfulness", "correctness", "coherence", "complexity"), "rubric", 512, 512, 8),
+    "helpsteer2_sample100": DataSet(
+        ("helpfulness", "correctness", "coherence", "complexity"), "rubric", 512, 512, 8,
+        {name: (0, 4) for name in ("helpfulness", "correctness", "coherence", "complexity")},
+    ),
     "summeval": DataSet(
         ("coherence", "consistency", "fluency", "relevance"), "rubric_suffix", 1024, 256, 4,
         {name: (1, 5) for name in ("coherence", "consistency", "fluency", "relevance")},
@@ -73,7 +76,7 @@ def load_samples(name: str, count: int | None = None, *, short: bool = False) ->
     from amopo.data.scales import as_scales
 
     data = DATA_SETS[name]
-    given = None if data.scales is None else as_scales({key: list(value) for key, value in data.scales.items()})
+    given = as_scales({key: list(value) for key, value in data.scales.items()})
     records = read_records(FOLDER / name / "grouped.jsonl", objectives=data.objectives, scales=given)
     pairs, _ = build_pairs(records, objectives=data.objectives, scales=scales_of(records))
     samples, _ = tokenize_pairs(

@@ -154,6 +154,22 @@ def _millions(value: float) -> str:
     return f"{value / 1e6:.1f}"
 
 
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _gibi(value: int) -> str:
+    return f"{value / 2**30:.2f}"
+
+
+def _phases(value: dict) -> str:
+    return ", ".join(f"{phase} {_gibi(size)}" for phase, size in value.items())
+
+
+def _times3(value: float) -> str:
+    return f"{value:.3f}"
+
+
 def _times(value: float) -> str:
     return f"{value:.2f}x"
 
@@ -217,6 +233,23 @@ PLAIN = {
             "peak MB of the forward": ("peak_bytes", megabytes),
         },
     ),
+    "memory_model": (
+        ("shape", "budget"),
+        {
+            "tokens": ("tokens", _thousands), "tokens/s": ("tokens_per_second", _whole),
+            "samples/s": ("samples_per_second", _ratio), "peak GiB": ("peak_bytes", _gibi),
+            "planned GiB": ("planned_bytes", _gibi), "planned over measured": ("planned_over_measured", _times3),
+            "GiB by phase": ("phases", _phases), "settings": ("settings", str),
+        },
+    ),
+    "memory_largest": (
+        ("shape",),
+        {
+            "samples that fit": ("largest_samples", _thousands), "tokens of the method": ("largest_tokens", _thousands),
+            "as tokens of pair": ("pair_tokens", _thousands), "samples that did not": ("failed_samples", _thousands),
+            "samples by the plan": ("planned_samples", _thousands), "settings": ("settings", str),
+        },
+    ),
     "memory": (
         ("shape", "frozen"),
         {
@@ -238,6 +271,8 @@ TITLES = {
     "row_pass": "Row pass against a copy of the same bytes",
     "objective": "Statistics of 64 sequences and the objective",
     "launches": "Kernels started between hidden states and loss",
+    "memory_model": "Memory of whole training steps, measured and planned",
+    "memory_largest": "The largest row of each method on one GPU",
     "memory": "Memory at a byte budget",
 }
 

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from amopo.data import PreferenceRecord, Response, build_pairs, read_records
+from amopo.data import PreferenceRecord, Response, build_pairs, parse_scales, read_records
 from amopo.data.verifiable import generate_tasks, write_grouped_jsonl
 from amopo.trainer.scratch import SIZES, build_model, train_tokenizer
 
@@ -29,6 +29,7 @@ def grouped(records: list[PreferenceRecord]) -> list[dict[str, Any]]:
             "id": str(record.id),
             "prompt": [dict(message) for message in record.prompt],
             "responses": [{"text": r.text, "scores": dict(r.scores)} for r in record.responses],
+            "scales": {name: [scale.low, scale.high] for name, scale in record.scales.items()},
         }
         for record in records
     ]
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--preferences", help="a preference file instead of generated tasks")
     parser.add_argument("--objectives", default=",".join(OBJECTIVES), help="scores to take from it")
+    parser.add_argument("--scales", default="", help="where the file does not declare them: a=0:4,b=1:6")
     parser.add_argument("--count", type=int, default=256, help="how many tasks to generate")
     options = parser.parse_args()
 
@@ -66,7 +68,7 @@ def main() -> None:
     source = options.preferences or data / "tasks.jsonl"
     if options.preferences is None:
         write_grouped_jsonl(source, generate_tasks(options.count, seed=0), seed=0)
-    records = read_records(source, objectives=objectives)
+    records = read_records(source, objectives=objectives, scales=parse_scales(options.scales))
     for name, rows in (("preferences", grouped(records)), ("pairs", pairs(records, objectives))):
         (data / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     shutil.copy(Path(__file__).with_name("dataset_info.json"), data)

@@ -70,17 +70,23 @@ def test_options_of_the_benchmarks_are_handed_on_and_shapes_narrow(tmp_path, run
 
 def test_a_shape_that_no_part_has_is_refused(tmp_path, runs, capsys):
     with pytest.raises(SystemExit):
-        evidence.main(["--out", str(tmp_path), "--part", "memory", "--shape", "14b-2048"])
+        evidence.main(["--out", str(tmp_path), "--part", "memory-head", "--shape", "14b-2048"])
     assert "no part has a shape that contains what --shape 14b-2048 asks for" in capsys.readouterr().err and not runs
+
+
+def test_memory_of_whole_models_has_a_part_per_size(tmp_path, runs, capsys):
+    assert evidence.main(["--out", str(tmp_path), "--shape", "2.5-32b"]) == 0
+    assert [part for part, *_ in runs] == ["tests", "memory-32b", "memory-32b-largest", "memory-32b-largest-more"]
+    assert "memory-7b: left out, it has no such shape" in capsys.readouterr().out
 
 
 def test_all_parts_share_the_time_they_are_given(tmp_path, monkeypatch, runs, capsys):
     clock = iter([0.0, 0.0, 500.0, 550.0])
     monkeypatch.setattr(evidence.time, "monotonic", lambda: next(clock))
-    words = ["--part", "tests", "--part", "small", "--part", "memory"]
+    words = ["--part", "tests", "--part", "small", "--part", "memory-head"]
     assert evidence.main(["--out", str(tmp_path), "--within", "580", *words]) == 124
     assert [(part, seconds) for part, seconds, _ in runs] == [("tests", 525.0), ("small", 80.0)]
-    assert "memory: not run, no time is left" in capsys.readouterr().out
+    assert "memory-head: not run, no time is left" in capsys.readouterr().out
 
 
 def test_unpacked_wheels_of_the_caller_stay_on_the_path_behind_the_checkout():

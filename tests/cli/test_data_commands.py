@@ -147,7 +147,11 @@ def test_convert_says_what_gives_no_pair(amopo, write, rows, tmp_path):
         response["scores"] = {"a": 1, "b": 1}
     outcome = amopo("data", "convert", write(tied), tmp_path / "trl.jsonl", "--to=trl")
     assert "2 rows, trl; 1 prompts give no pair (ties, or the same text)" in outcome.out
-    assert "no prompt gives a pair" in amopo("data", "convert", write(tied[:1]), tmp_path / "x", "--to=trl").one_line()
+    source = write(tied[:1])
+    message = amopo("data", "convert", source, tmp_path / "x", "--to=trl").one_line()
+    assert (
+        message.startswith(f"{source}: no prompt gives a pair") and "different texts and scores are needed" in message
+    )
     assert not (tmp_path / "x").exists()
 
 
@@ -348,3 +352,37 @@ def test_on_a_terminal_a_bar_follows_the_count_through_both_passes(monkeypatch):
             count(done)
     assert positions == [100, 200, 100, 250]
     assert bars[0]["delay"] == PATIENCE and bars[0]["leave"] is False
+
+
+# Fields that nobody reads
+
+
+@pytest.mark.parametrize(
+    ("command", "targets"),
+    [("convert", ["out.jsonl"]), ("split", ["data.train.jsonl", "data.eval.jsonl"])],
+)
+def test_half_a_character_in_a_field_that_is_not_read_stops_nothing_and_is_named(
+    amopo, write, rows, tmp_path, command, targets
+):
+    given = rows(12)
+    given[4]["note"] = "half \ud83d"
+    path = write(given)
+    outcome = amopo("data", command, path, *(tmp_path / name for name in targets if command == "convert"))
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("half a character") == 1
+    said = next(line for line in outcome.out.splitlines() if "half a character" in line)
+    assert str(path) in said and "its field 'note'" in said and ("line 5" in said or "data.jsonl:5" in said)
+    found = [row for name in targets for row in lines(tmp_path / name)]
+    assert [row["note"] for row in found if row["id"] == "r4"] == ["half \ud83d"] and len(found) == 12
+
+
+def test_text_among_the_scores_is_no_objective_and_is_said(amopo, write, rows, tmp_path):
+    given = rows(4)
+    for row in given:
+        for response in row["responses"]:
+            response["scores"]["c"] = "good"
+    path = write(given)
+    assert "no objectives, since they hold no numbers: 'c'" in amopo("data", "inspect", path).out
+    outcome = amopo("data", "convert", path, tmp_path / "out.jsonl")
+    assert outcome.status == 0 and "not written, since they hold no numbers: 'c'" in outcome.out
+    assert set(lines(tmp_path / "out.jsonl")[0]["responses"][0]["scores"]) == {"a", "b"}

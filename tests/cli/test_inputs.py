@@ -125,7 +125,47 @@ def test_every_pass_that_takes_long_shows_how_far_it_is(mixed, tmp_path, monkeyp
     tokens.tokenize(inputs.evaluation.pairs, tokenizer, Console(), **settings)
     passes = [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()]
     # rows of the file, also those of the training part
-    assert passes == ["looking for kept tokens: 60/60", *([] if kept else ["tokenise: 60/60"])]
+    assert passes == ([] if kept else ["tokenise: 60/60"])
+    pairs = list(inputs.evaluation.pairs)
+    tokens.tokenize(pairs, tokenizer, Console(), **settings)
+    shown = [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [f"looking for kept tokens: {len(pairs)}/{len(pairs)}"], "the same key, found in a pass of its own"
+
+
+@pytest.mark.parametrize("eval_data", [False, True])
+def test_a_file_is_read_four_times_the_first_time_and_twice_where_tokens_are_kept(
+    mixed, write, rows, tmp_path, monkeypatch, eval_data
+):
+    pytest.importorskip("transformers")
+    from amopo.cli.tokens import tokenize
+    from amopo.data.sources.steady import SteadyFile
+    from amopo.trainer.scratch import train_tokenizer
+
+    monkeypatch.setenv("AMOPO_CACHE", str(tmp_path / "cache"))
+    tokenizer = train_tokenizer(["Yes No Perhaps Question"], vocab_size=300)
+    passes, real = [], SteadyFile.rows
+
+    def counted(self, *arguments):
+        passes.append(self.name)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(SteadyFile, "rows", counted)
+    other = str(write(rows(5), "other.jsonl")) if eval_data else None
+
+    def run():
+        passes.clear()
+        inputs = read_inputs(str(mixed), objectives=OBJECTIVES, eval_data=other)
+        settings = {"objectives": OBJECTIVES, "scales": inputs.scales, "template": "brief", "cache": True}
+        made = [
+            tokenize(p.pairs, tokenizer, Console(quiet=True), **settings)[0] for p in (inputs.train, inputs.evaluation)
+        ]
+        return [list(samples) for samples in made], passes.count(str(mixed)), passes.count(other)
+
+    first, *counts = run()
+    assert counts == ([3, 3] if eval_data else [4, 0])
+    again, *counts = run()
+    assert counts == ([2, 2] if eval_data else [2, 0])
+    assert again == first and all(first)
 
 
 def test_a_file_that_changes_after_it_was_read_leaves_no_tokens(mixed, tmp_path, monkeypatch):
@@ -140,7 +180,7 @@ def test_a_file_that_changes_after_it_was_read_leaves_no_tokens(mixed, tmp_path,
     with pytest.raises(DataError, match=f"{mixed}: the file changed while it was in use"):
         settings = {"objectives": OBJECTIVES, "scales": inputs.scales}
         tokenize(inputs.train.pairs, tokenizer, Console(quiet=True), cache=True, **settings)
-    assert not (tmp_path / "cache").exists()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name != "tokens"]
 
 
 def test_a_part_without_pairs_is_named(write, rows):
@@ -240,6 +280,7 @@ def measure(tmp_path):
                 "id": f"an id of some length {n}",
                 "prompt": f"question {n}",
                 "responses": [{"text": f"answer {n} {s}", "scores": {"helpfulness": s}} for s in (1, 3)],
+                "scales": {"helpfulness": [0, 4]},
                 "note": f"{n}" * 3000,
             }
             for n in range(count)

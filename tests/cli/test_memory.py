@@ -46,8 +46,13 @@ def test_a_larger_gpu_holds_a_larger_budget(amopo):
         (("plan", "--model", "Qwen2.5-7B", "--offload", "all"), "does not offload"),
         (("plan", "--model", "Qwen2.5-7B", "--tokens", "-1"), "tokens must be a whole number"),
         (("plan", "--model", "Qwen2.5-7B", "--tokens", "100"), "does not hold one sample"),
-        (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "0GB"), "--gpu-memory: '0GB' is not a size"),
+        (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "0GB"), "--gpu-memory: '0GB' is 0 bytes"),
         (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "80XB"), "is not a size"),
+        (
+            ("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "80"),
+            "'80' is 80 bytes; give a positive number with a unit",
+        ),
+        (("plan", "--model", "Qwen2.5-7B", "--context", "-1"), "--context: '-1' is not a size"),
         (("plan", "--model", "Qwen2.5-7B", "--find"), "give --gpu-memory"),
         (("plan", "--model", "Qwen2.5-7B", "--lora", "0"), "lora must be a whole number"),
         (("plan", "--model", "Qwen2.5-7B", "--sharing", "all"), "sharing"),
@@ -60,6 +65,44 @@ def test_bad_input_is_one_line(amopo, arguments, message):
         pytest.importorskip("transformers")
     outcome = amopo("memory", *arguments)
     assert message in outcome.one_line()
+
+
+def test_methods_stand_side_by_side_with_what_each_holds(amopo):
+    found = json.loads(amopo("memory", "plan", *CLUSTER, "--gpu-memory", "40GB", "--json").out)["methods"]
+    held = [
+        found[name]["largest_samples"] for name in ("released", "plain bf16", "amopo none", "amopo pair", "amopo tree")
+    ]
+    assert held == sorted(held) and held[0] < held[-1]
+    assert found["released"]["fits"] is False and found["amopo pair"]["fits"] is True
+
+
+def test_without_a_context_the_plan_is_of_tensors_alone(amopo):
+    found = json.loads(amopo("memory", "plan", *CLUSTER, "--context", "0", "--json").out)
+    assert found["phases"]["step"]["context"] == 0
+
+
+def test_what_no_cluster_helps_says_why(amopo):
+    outcome = amopo(
+        "memory", "plan", "--model", "Qwen2.5-32B", "--engine", "ddp", "--gpus", "8", "--gpu-memory", "80GB", "--find"
+    )
+    assert "ddp holds all states on each; give --engine fsdp2 or zero3" in outcome.out
+    outcome = amopo("memory", "plan", *CLUSTER, "--tokens", "900000", "--gpu-memory", "40GB", "--find")
+    assert "lower --tokens" in outcome.out
+
+
+@pytest.mark.parametrize("kind, status", [("olmo2", 0), ("phi", 2)])
+def test_other_families_are_planned_only_where_their_layers_are_as_large(amopo, tmp_path, kind, status):
+    pytest.importorskip("transformers")
+    sizes = {
+        "model_type": kind, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 2048, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    outcome = amopo("memory", "plan", "--model", tmp_path)
+    assert outcome.status == status
+    assert ("is planned with Llama's layers" if status == 0 else "its layers are others and are not planned") in (
+        outcome.out + outcome.err
+    )
 
 
 def test_a_simulation_stands_beside_its_plan(amopo):

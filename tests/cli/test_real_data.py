@@ -16,6 +16,7 @@ RUNS = {
     # Short rows keep this fast: the point is that real text goes all the way.
     "helpsteer2_sample100": [
         "--objectives=helpfulness,correctness,coherence",
+        "--scales=helpfulness=0:4,correctness=0:4,coherence=0:4",
         "--max-prompt-length=128",
         "--max-response-length=96",
         "--tokens-per-batch=1536",

@@ -33,6 +33,14 @@ def config(stage: int, *, accumulation: int = 1, offload: bool = False) -> dict:
     }
 
 
+def whole_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A copy of a weight in full, on every rank."""
+    if parameter.requires_grad:
+        return Engine.whole(safe_get_full_fp32_param(parameter))
+    with deepspeed.zero.GatheredParameters([parameter]):  # the optimizer knows nothing of it
+        return Engine.whole(parameter)
+
+
 class Zero(Engine):
     stage, offload = 1, False
 
@@ -50,15 +58,19 @@ class Zero(Engine):
             self.called.step()
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        return {name: self.whole(safe_get_full_grad(p)) for name, p in self.model.named_parameters()}
+        trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        return {name: self.whole(safe_get_full_grad(p)) for name, p in trained}
 
-    def step(self) -> None:
+    def check(self) -> None:
+        assert self.called.zero_optimization_stage() == self.stage
         if self.stage == 3:
             assert all(p.numel() == 0 for p in self.model.parameters()), "weights must be partitioned"
+
+    def step(self) -> None:
         self.called.step()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: self.whole(safe_get_full_fp32_param(p)) for name, p in self.model.named_parameters()}
+        return {name: whole_weight(p) for name, p in self.model.named_parameters()}
 
 
 class Zero2(Zero):
@@ -73,14 +85,14 @@ class Zero3Offload(Zero3):
     offload = True
 
 
-class AccelerateZero3(Zero3, Accelerate):
+class AccelerateZero2(Zero2, Accelerate):
     def plugins(self) -> dict:
         from accelerate import DeepSpeedPlugin
 
         # With cpu=True accelerate would take DDP and say nothing.
         return {
             "cpu": False,
-            "deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=config(3, accumulation=self.accumulation)),
+            "deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=config(self.stage, accumulation=self.accumulation)),
         }
 
     def prepare(self, accumulation: int) -> None:
@@ -112,10 +124,15 @@ class AccelerateZero3(Zero3, Accelerate):
         """Done in the backward."""
 
 
+class AccelerateZero3(AccelerateZero2):
+    stage = 3
+
+
 ENGINES = {
     "zero1": Zero,
     "zero2": Zero2,
     "zero3": Zero3,
     "zero3-offload": Zero3Offload,
+    "accelerate-zero2": AccelerateZero2,
     "accelerate-zero3": AccelerateZero3,
 }

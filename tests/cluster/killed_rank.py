@@ -1,4 +1,7 @@
-"""A run of which rank 1 is killed at its second step; a worker of torchrun."""
+"""A run of which rank 1 is killed at its second step; a worker of torchrun.
+
+torchrun --nproc-per-node 2 killed_rank.py OUTPUT_DIR ENGINE
+"""
 
 import os
 import signal
@@ -17,7 +20,7 @@ class Kill(TrainerCallback):
 
 
 if __name__ == "__main__":
-    trainer = trainer_runs.make(Path(sys.argv[1]), "ddp")
+    trainer = trainer_runs.make(Path(sys.argv[1]), sys.argv[2])
     trainer.add_callback(Kill())
     trainer.train()
     print("trained to the end", flush=True)

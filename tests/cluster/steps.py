@@ -1,8 +1,12 @@
 """Three optimizer steps in a loop of one's own, under any engine; run on one process or as a worker of torchrun.
 
-    torchrun --nproc-per-node 2 steps.py OUTPUT_DIR CASE...         CASE: engine,tied|untied,ACCUMULATION
+    torchrun --nproc-per-node 2 steps.py OUTPUT_DIR CASE...         CASE: engine,tied|untied,ACCUMULATION[,VARIANT]
 
-Every rank writes CASE-RANK.pt: per step the loss, the weights alpha by sample, all gradients and all weights, in full.
+VARIANT: `lora-body`, `lora-head` (body and head), `whole-head` (LoRA on the body, the head trains in full) of PEFT;
+`padded`: padded rows with labels and signs through `amopo.patch`. In one process every variant runs on packed rows.
+
+Every rank writes CASE-RANK.pt: per step the loss, the weights alpha by sample, the gradients of all that trains and
+all weights, in full.
 """
 
 from __future__ import annotations
@@ -10,16 +14,20 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tiny_runs
 import torch
 import torch.distributed as dist
+from sharding import check_sharded, let_fsdp_run_on_cpus
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+import amopo
 from amopo import loss_from_logps, pack
+from amopo.integrations.hf import PreferenceCollator
+from amopo.preference_loss import FusedLoss
 from amopo.trainer import patch_forward
 
 STEPS = 3
@@ -31,26 +39,55 @@ SIZES = {
 }
 
 
+BODY = ["q_proj", "v_proj", "down_proj"]
+ADAPTERS = {
+    "lora-body": {"target_modules": BODY},
+    "lora-head": {"target_modules": [*BODY, "lm_head"]},
+    "whole-head": {"target_modules": BODY, "modules_to_save": ["lm_head"]},
+}
+SIGNS = ((1, -1), (-1, 1), (0, 1), (1, 1))
+
+
 @dataclass(frozen=True)
 class Case:
     engine: str
     tied: bool
     accumulation: int
+    variant: str = "plain"
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        engine, tied, accumulation = text.split(",")
-        return cls(engine, {"tied": True, "untied": False}[tied], int(accumulation))
+        engine, tied, accumulation, *variant = text.split(",")
+        return cls(engine, {"tied": True, "untied": False}[tied], int(accumulation), *variant)
 
     def __str__(self) -> str:
-        return f"{self.engine},{'tied' if self.tied else 'untied'},{self.accumulation}"
+        variant = "" if self.variant == "plain" else f",{self.variant}"
+        return f"{self.engine},{'tied' if self.tied else 'untied'},{self.accumulation}{variant}"
 
 
-def batches(accumulation: int, rank: int | None) -> list[list[list]]:
+def make_model(case: Case) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = tiny_runs.qwen2(tie_word_embeddings=case.tied)
+    if case.variant not in ADAPTERS:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # B is zero at first otherwise, and A without a gradient.
+    return get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, **ADAPTERS[case.variant]))
+
+
+def make_samples(case: Case) -> list:
+    made = tiny_runs.samples(40)
+    if case.variant != "padded":
+        return made
+    return [replace(sample, signs=SIGNS[number % len(SIGNS)]) for number, sample in enumerate(made)]
+
+
+def batches(case: Case, rank: int | None) -> list[list[list]]:
     """Samples by [step][micro-batch]; rank None: those of all ranks, in one micro-batch."""
-    samples = iter(tiny_runs.samples(40))
+    samples = iter(make_samples(case))
     steps = []
-    for ranks in SIZES[accumulation]:
+    for ranks in SIZES[case.accumulation]:
         dealt = [[[next(samples) for _ in range(count)] for count in counts] for counts in ranks]
         steps.append([[s for micro in dealt for part in micro for s in part]] if rank is None else dealt[rank])
     return steps
@@ -67,7 +104,13 @@ class Engine:
         self.optimizer = self.make_optimizer()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM)
+
+    @property
+    def causal_lm(self) -> torch.nn.Module:
+        """The model without PEFT."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -76,7 +119,7 @@ class Engine:
         loss.backward()
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        return {name: self.whole(p.grad) for name, p in self.model.named_parameters()}
+        return {name: self.whole(p.grad) for name, p in self.model.named_parameters() if p.requires_grad}
 
     def step(self) -> None:
         self.optimizer.step()
@@ -84,6 +127,10 @@ class Engine:
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: self.whole(p) for name, p in self.model.named_parameters()}
+
+    def check(self) -> None:
+        """That this is the engine which runs."""
+        assert self.called is self.model
 
     @staticmethod
     def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,6 +143,9 @@ class DDP(Engine):
         self.optimizer = self.make_optimizer()
         self.called = DistributedDataParallel(self.model)
 
+    def check(self) -> None:
+        assert isinstance(self.called, DistributedDataParallel)
+
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if is_last else self.called.no_sync()
 
@@ -107,11 +157,14 @@ class FSDP2(Engine):
         """The head stays in the root unit."""
 
     def prepare(self, accumulation: int) -> None:
-        for layer in self.model.model.layers:
+        for layer in self.causal_lm.model.layers:
             fully_shard(layer)
         self.shard_head()
         fully_shard(self.model)
         self.optimizer = self.make_optimizer()
+
+    def check(self) -> None:
+        check_sharded(self.model)
 
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager:
         self.model.set_requires_gradient_sync(is_last)
@@ -122,14 +175,14 @@ class FSDP2Tail(FSDP2):
     """As accelerate cuts it: final norm and head (tied: and embedding) in one unit."""
 
     def shard_head(self) -> None:
-        body, head = self.model.model, self.model.lm_head
+        body, head = self.causal_lm.model, self.causal_lm.lm_head
         tied = body.embed_tokens.weight is head.weight
         fully_shard([body.norm, *([body.embed_tokens] if tied else []), head], reshard_after_forward=False)
 
 
 class FSDP2Own(FSDP2):
     def shard_head(self) -> None:
-        fully_shard(self.model.lm_head)
+        fully_shard(self.causal_lm.lm_head)
 
 
 class Accelerate(Engine):
@@ -144,6 +197,9 @@ class Accelerate(Engine):
         self.accelerator = Accelerator(**{"cpu": True, **self.plugins()})
         self.called, self.optimizer = self.accelerator.prepare(self.model, self.make_optimizer())
         self.model = self.accelerator.unwrap_model(self.called)
+
+    def check(self) -> None:
+        assert isinstance(self.called, DistributedDataParallel)
 
     def plugins(self) -> dict:
         return {}
@@ -160,17 +216,17 @@ class AccelerateFSDP2(Accelerate):
         from accelerate import FullyShardedDataParallelPlugin
 
         os.environ["ACCELERATE_USE_FSDP"] = "true"
+        let_fsdp_run_on_cpus()
         return {
             "fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         }
 
     def prepare(self, accumulation: int) -> None:
-        import fsdp_on_cpu
-
-        fsdp_on_cpu.allow()
         super().prepare(accumulation)
         os.environ.pop("ACCELERATE_USE_FSDP")
-        assert self.accelerator.is_fsdp2, "another engine would be tested"
+
+    def check(self) -> None:
+        check_sharded(self.model)
 
 
 ENGINES = {
@@ -184,31 +240,47 @@ ENGINES = {
 }
 
 
+def loss_of(called: torch.nn.Module, samples: list, *, padded: bool, **options) -> FusedLoss:
+    """The loss of one micro-batch, packed, or padded with labels."""
+    if not padded:
+        batch = pack(samples)
+        logps = called(input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch.layout)
+        return loss_from_logps(logps, batch.layout, sample_ids=batch.sample_ids, **options)
+    batch = PreferenceCollator(pad_token_id=0, packed=False)(samples)
+    logps = called(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    return loss_from_logps(
+        logps,
+        labels=batch["labels"],
+        num_objectives=2,
+        order="sample_major",
+        signs=batch.get("amopo_signs"),
+        sample_ids=batch["amopo_sample_ids"],
+        **options,
+    )
+
+
 def train(case: Case, rank: int | None, world_size: int) -> list[dict]:
     """What each step gave; `rank=None` runs all samples in one process."""
-    torch.manual_seed(0)
-    model = tiny_runs.qwen2(tie_word_embeddings=case.tied)
-    patch_forward(model)
+    model = make_model(case)
+    padded = case.variant == "padded" and rank is not None
+    (amopo.patch if padded else patch_forward)(model)
     engine = ENGINES[case.engine](model, case.accumulation)
+    engine.check()
     steps = []
-    for number, micro_batches in enumerate(batches(case.accumulation, rank)):
+    for number, micro_batches in enumerate(batches(case, rank)):
         count = torch.tensor(float(sum(map(len, micro_batches))))
         if rank is not None:
             dist.all_reduce(count)
         total, alphas = torch.zeros(()), {}
         for place, samples in enumerate(micro_batches):
-            batch = pack(samples)
             is_last = place == len(micro_batches) - 1
             with engine.accumulate(is_last):
-                logps = engine.called(
-                    input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch.layout
-                )
-                result = loss_from_logps(
-                    logps,
-                    batch.layout,
+                result = loss_of(
+                    engine.called,
+                    samples,
+                    padded=padded,
                     beta=2.0,
                     normalizer=count / world_size,
-                    sample_ids=batch.sample_ids,
                     seed=3,
                     step=number,
                 )

@@ -97,7 +97,8 @@ class Place:
         if fsdp:
             site = self.folder / "site"
             site.mkdir(exist_ok=True)
-            only = 'import os\nif "LOCAL_RANK" in os.environ:\n    import fsdp_on_cpu\n    fsdp_on_cpu.allow()\n'
+            only = 'import os\nif "LOCAL_RANK" in os.environ:\n    import sharding\n    sharding.{}()\n'
+            only = only.format("let_fsdp_run_on_cpus_when_asked_for")
             (site / "sitecustomize.py").write_text(only)
             env["PYTHONPATH"] = os.pathsep.join([str(site), env["PYTHONPATH"]])
         return subprocess.Popen(

@@ -21,10 +21,27 @@ def cases(engines):
     return [case for case in made if not (case.engine == "fsdp2-own" and case.tied)]
 
 
-TORCH_CASES = cases(TORCH_ENGINES)
+def variants(engines, tied=()):
+    """Adapters and padded rows on an untied head, and on a tied one under the engines of `tied`."""
+    kinds = (*steps.ADAPTERS, "padded")
+    made = [steps.Case(engine, False, 2, kind) for engine in engines for kind in kinds]
+    return made + [steps.Case(engine, True, 2, kind) for engine in tied for kind in ("lora-head", "padded")]
+
+
+TORCH_CASES = cases(TORCH_ENGINES) + variants(TORCH_ENGINES[:4], tied=("ddp", "fsdp2-tail"))
+TORCH_CASES += [steps.Case("accelerate-fsdp2", False, 2, kind) for kind in ("lora-head", "whole-head")]
 # Variants of the same code in DeepSpeed: one case each.
-ZERO_VARIANTS = ("zero1,untied,1", "zero3-offload,untied,2", "accelerate-zero3,tied,2")
+ZERO_VARIANTS = (
+    "zero1,untied,1",
+    "zero2,untied,2,whole-head",
+    "zero2,untied,2,padded",
+    "zero3-offload,untied,2",
+    "accelerate-zero2,untied,2",
+    "accelerate-zero3,tied,2",
+    "accelerate-zero3,untied,2,lora-head",
+)
 ZERO_CASES = cases(ZERO_ENGINES) + [steps.Case.parse(text) for text in ZERO_VARIANTS]
+ZERO_CASES += variants(("zero3",), tied=("zero3",))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +63,7 @@ def single_runs():
     made = {}
 
     def get(case):
-        key = steps.Case("single", case.tied, case.accumulation)
+        key = steps.Case("single", case.tied, case.accumulation, case.variant)
         if key not in made:
             made[key] = steps.train(key, None, 1)
         return made[key]
@@ -85,8 +102,13 @@ def test_two_ranks_train_as_one_process_does_under_zero(case, zero_runs, single_
 
 def test_steps_are_large_enough_to_tell_apart(single_runs):
     """What the tolerances above must resolve: gradients, and the difference that unequal counts make."""
-    case = steps.Case("single", False, 2)
-    run = single_runs(case)
-    for step in run:
-        assert all(float(gradient.abs().max()) > 1e-3 for gradient in step["gradients"].values())
-    assert float((run[0]["weights"]["lm_head.weight"] - run[2]["weights"]["lm_head.weight"]).abs().max()) > 1e-2
+    for variant in ("plain", *steps.ADAPTERS, "padded"):
+        run = single_runs(steps.Case("single", False, 2, variant))
+        trained = run[0]["gradients"].keys()
+        for step in run:
+            assert all(float(gradient.abs().max()) > 1e-3 for gradient in step["gradients"].values())
+        for name, weight in run[0]["weights"].items():
+            change = float((weight - run[2]["weights"][name]).abs().max())
+            assert change > 1e-3 if name in trained else change == 0.0, (variant, name)
+        on_head = [name for name in trained if "lm_head" in name]
+        assert len(on_head) == {"lora-body": 0, "lora-head": 2}.get(variant, 1), "what trains of the head"

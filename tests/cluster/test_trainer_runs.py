@@ -3,38 +3,76 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 import trainer_runs
 from launch import needs_deepspeed, run_ranks
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 TORCH_ENGINES = ("ddp", "fsdp2", "fsdp2-sharded")
-ZERO_ENGINES = ("zero2", "zero3")
+ZERO_ENGINES = ("zero1", "zero2", "zero3", "zero3-offload")
+# Other runs than `train`: (kind, engine).
+TORCH_KINDS = [(kind, engine) for kind in ("tied", "at-once", "lora-head", "mixin") for engine in ("ddp", "fsdp2")]
+ZERO_KINDS = [("tied", "zero2"), ("tied", "zero3"), ("at-once", "zero3"), ("mixin", "zero2"), ("mixin", "zero3")]
+ZERO_KINDS += [("lora-head", "zero3")]
+# What one process needs for as many samples in a step as two ranks have.
+ACCUMULATION = {"train": 6, "tied": 6, "lora-head": 6, "at-once": 2, "mixin": 4}
+TORCH_REFUSALS = {
+    "fsdp1": "ValueError: FSDP1 is not supported; use FSDP2",
+    "fsdp-on-cpus": "ValueError: FSDP was asked for and would not run: on CPUs accelerate takes DDP instead",
+    "more-ranks": "ValueError: cannot resume on 2 ranks a run that was planned for 1: the number of ranks must divide",
+    "evaluation-first-fsdp2": "ValueError: DeepSpeed and FSDP shard the model when train.. begins.*eval_on_start=True",
+}
+ZERO_REFUSALS = {
+    "unsaid-clipping": 'ValueError: max_grad_norm=0.5 would be ignored: DeepSpeed clips at 1.0.*"auto"',
+    "evaluation-first-zero3": "ValueError: DeepSpeed and FSDP shard the model when train.. begins.*eval_on_start=True",
+    "head-outside": "ValueError: lm_head.weight has no elements here: ZeRO-3 keeps it partitioned; call the model",
+    "weight-by-hand": "ValueError: lm_head.weight has no elements here: ZeRO-3 keeps it partitioned; call the model",
+}
 LIMIT = 500
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory):
+def singles(tmp_path_factory):
+    """Runs in one process, by kind; and where they are."""
     directory = tmp_path_factory.mktemp("single")
-    trainer_runs.run("train", "single", directory, accumulation=6)
-    return read(directory, "train-single")
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            trainer_runs.run(kind, "single", directory, accumulation=ACCUMULATION[kind])
+            made[kind] = read(directory, f"{kind}-single")
+        return made[kind]
+
+    get.directory = directory
+    return get
 
 
 @pytest.fixture(scope="module")
-def torch_runs(tmp_path_factory):
+def single(singles):
+    return singles("train")
+
+
+@pytest.fixture(scope="module")
+def torch_runs(tmp_path_factory, singles, single):
     directory = tmp_path_factory.mktemp("torch")
-    tasks = [f"train:{engine}" for engine in TORCH_ENGINES]
-    run_ranks("trainer_runs.py", directory, *tasks, "resume:fsdp2", "resume:fsdp2-sharded", timeout=LIMIT)
+    (directory / "of-one-process").symlink_to(singles.directory / "single" / f"checkpoint-{trainer_runs.SAVED}")
+    tasks = [f"train:{engine}" for engine in TORCH_ENGINES] + [f"resume:{engine}" for engine in TORCH_ENGINES]
+    tasks += [f"{kind}:{engine}" for kind, engine in TORCH_KINDS] + [f"refused:{name}" for name in TORCH_REFUSALS]
+    run_ranks("trainer_runs.py", directory, *tasks, timeout=LIMIT)
     return directory
 
 
 @pytest.fixture(scope="module")
 def zero_runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("zero")
-    run_ranks("trainer_runs.py", directory, *(f"train:{e}" for e in ZERO_ENGINES), "resume:zero3", timeout=LIMIT)
+    tasks = [f"train:{engine}" for engine in ZERO_ENGINES] + ["resume:zero3"]
+    tasks += [f"{kind}:{engine}" for kind, engine in ZERO_KINDS] + [f"refused:{name}" for name in ZERO_REFUSALS]
+    run_ranks("trainer_runs.py", directory, *tasks, timeout=LIMIT)
     return directory
 
 
@@ -60,7 +98,7 @@ def check(got, expected, *, since=0):
         for name in names:
             assert entry[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
     for name, value in expected["evaluated"].items():
-        if name not in ("eval_runtime", "eval_samples_per_second"):
+        if name not in ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"):
             assert got["evaluated"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
@@ -69,13 +107,42 @@ def test_a_run_on_two_ranks_is_that_of_one_process(engine, torch_runs, single):
     check(read(torch_runs, f"train-{engine}"), single)
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", "fsdp2-sharded"])
-def test_a_resumed_run_under_fsdp2_ends_as_one_that_was_not_interrupted(engine, torch_runs, single):
+def check_saved(directory, engine):
+    saved = load_file(directory / engine / "end" / "model.safetensors")
+    weights = read(directory, f"train-{engine}")["weights"]
+    assert saved.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(saved[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("engine", TORCH_ENGINES)
+def test_the_model_that_is_saved_at_the_end_is_whole(engine, torch_runs):
+    check_saved(torch_runs, engine)
+
+
+@pytest.mark.parametrize("kind, engine", TORCH_KINDS)
+def test_tied_heads_single_micro_batches_adapters_and_the_mixin_too(kind, engine, torch_runs, singles):
+    check(read(torch_runs, f"{kind}-{engine}"), singles(kind))
+
+
+def check_refusal(directory, name, message):
+    for rank in range(2):
+        text = (directory / f"{name}-{rank}.txt").read_text()
+        assert re.match(message, text, re.DOTALL), text
+
+
+@pytest.mark.parametrize("name", TORCH_REFUSALS)
+def test_what_cannot_be_right_on_several_ranks_is_refused_on_all(name, torch_runs):
+    check_refusal(torch_runs, name, TORCH_REFUSALS[name])
+
+
+@pytest.mark.parametrize("engine", TORCH_ENGINES)
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(engine, torch_runs, single):
     check(read(torch_runs, f"resume-{engine}"), single, since=trainer_runs.SAVED)
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", "fsdp2-sharded"])
-def test_one_process_goes_on_with_what_two_ranks_saved_under_fsdp2(engine, torch_runs, single, tmp_path):
+@pytest.mark.parametrize("engine", TORCH_ENGINES)
+def test_one_process_goes_on_with_what_two_ranks_saved(engine, torch_runs, single, tmp_path):
     (tmp_path / "single").symlink_to(torch_runs / engine)
     trainer_runs.run("resume-on-one", "single", tmp_path, accumulation=6)
     check(read(tmp_path, "resume-on-one-single"), single, since=trainer_runs.SAVED)
@@ -87,20 +154,28 @@ def test_another_number_of_ranks_needs_as_many_micro_batches_per_step(torch_runs
         trainer_runs.run("resume", "single", tmp_path)
 
 
-def test_an_engine_that_accelerate_would_leave_out_is_refused(monkeypatch, tmp_path):
-    """On CPUs accelerate takes DDP where FSDP was asked for, and says nothing."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    try:
-        with pytest.raises(ValueError, match="FSDP was asked for, but accelerate would run NO on this cpu"):
-            trainer_runs.make(tmp_path, "single")
-    finally:
-        trainer_runs.forget()
-
-
 @needs_deepspeed
 @pytest.mark.parametrize("engine", ZERO_ENGINES)
 def test_a_run_on_two_ranks_is_that_of_one_process_under_zero(engine, zero_runs, single):
     check(read(zero_runs, f"train-{engine}"), single)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("engine", ZERO_ENGINES)
+def test_the_model_that_is_saved_at_the_end_is_whole_under_zero(engine, zero_runs):
+    check_saved(zero_runs, engine)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("kind, engine", ZERO_KINDS)
+def test_tied_heads_single_micro_batches_adapters_and_the_mixin_too_under_zero(kind, engine, zero_runs, singles):
+    check(read(zero_runs, f"{kind}-{engine}"), singles(kind))
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("name", ZERO_REFUSALS)
+def test_what_cannot_be_right_under_zero_is_refused_on_all_ranks(name, zero_runs):
+    check_refusal(zero_runs, name, ZERO_REFUSALS[name])
 
 
 @needs_deepspeed

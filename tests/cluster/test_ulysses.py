@@ -22,21 +22,21 @@ STAGES = (1, 3)
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ulysses")
-    run_ranks("ulysses.py", directory, STAGES[0])
-    # One process registers Ulysses once: it wraps an attention that it has wrapped already otherwise.
-    run_ranks("ulysses.py", directory, STAGES[1])
+    run_ranks("ulysses.py", directory, *(f"{kind},{stage}" for kind in ulysses.KINDS for stage in STAGES))
     return directory
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_step_over_shared_sequences_is_that_of_one_process(stage, directory):
+@pytest.mark.parametrize("kind", ["packed", "padded", "prompt"])
+def test_a_step_over_shared_sequences_is_that_of_one_process(kind, stage, directory):
+    """However it is batched, one process runs it on a packed row."""
     network = ulysses.model()
     patch_forward(network)
-    batch = pack(ulysses.samples())
+    batch = pack(ulysses.samples(kind))
     logps = network(input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch.layout)
     expected = loss_from_logps(logps, batch.layout, sample_ids=batch.sample_ids, **ulysses.LOSS)
     expected.loss.backward()
-    ranks = [torch.load(directory / f"{stage}-{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(directory / f"{kind},{stage}-{rank}.pt") for rank in range(2)]
     assert ranks[0]["alphas"].equal(ranks[1]["alphas"])
     for rank in ranks:
         torch.testing.assert_close(rank["loss"], expected.loss.detach(), rtol=1e-5, atol=1e-5)

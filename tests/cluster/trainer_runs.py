@@ -1,9 +1,13 @@
 """Runs of AMoPOTrainer under one engine; a worker of torchrun, or called in one process.
 
-    torchrun --nproc-per-node 2 trainer_runs.py OUTPUT_DIR TASK...      TASK: KIND:ENGINE
+    torchrun --nproc-per-node 2 trainer_runs.py OUTPUT_DIR TASK...      TASK: KIND:ENGINE, or refused:NAME
 
-KIND: `train` two epochs in unequal batches with fillers, saving after the second of four steps; `resume` goes on from
-there in another process. Every task writes KIND-ENGINE.json (logs, rank 0) and KIND-ENGINE.pt (weights, in full).
+KIND: `train` four epochs of a step each, in unequal batches with fillers, saving after the second; `resume` goes on
+from there in another process. Without saving: `tied` with a tied head, `lora-head` with LoRA on body and head,
+`at-once` without accumulation, and `mixin`, which is transformers' own Trainer with AMoPOMixin, on padded batches of
+unequal numbers of samples that have signs. Every task writes KIND-ENGINE.json (logs, rank 0) and KIND-ENGINE.pt
+(weights, in full), `train` also what is saved at the end, in ENGINE/end; `refused:NAME` writes what refusals.py was
+told, NAME-RANK.txt.
 """
 
 from __future__ import annotations
@@ -13,13 +17,16 @@ import os
 import sys
 from pathlib import Path
 
-import fsdp_on_cpu
+import steps
 import tiny_runs
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
+from sharding import check_sharded, let_fsdp_run_on_cpus
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainingArguments
 
-from amopo.packing import packed_length
+from amopo.integrations.hf import AMoPOMixin, PreferenceCollator, PreferenceLoss
+from amopo.packing import TokenizedSample, packed_length
 from amopo.trainer import AMoPOTrainer
 
 SAMPLES, STEPS, SAVED = 5, 4, 2
@@ -48,6 +55,7 @@ def settings_of(engine: str) -> dict:
     return {
         "single": {},
         "ddp": {},
+        "fsdp1": {"fsdp": True, "fsdp_config": {"version": 1, "sync_module_states": False}},
         "fsdp2": fsdp(),
         "fsdp2-sharded": fsdp(state_dict_type="SHARDED_STATE_DICT"),
         "zero1": zero(1),
@@ -57,7 +65,22 @@ def settings_of(engine: str) -> dict:
     }[engine]
 
 
-def make(folder: Path, engine: str, *, accumulation: int = 3, **changes) -> AMoPOTrainer:
+def check_engine(trainer: Trainer, engine: str) -> None:
+    """That the engine which ran is the one that was named."""
+    if engine.startswith("fsdp2"):
+        assert trainer.is_fsdp_enabled
+        check_sharded(trainer.model)
+    elif engine.startswith("zero"):
+        assert trainer.deepspeed.zero_optimization_stage() == int(engine[4])
+        offload = trainer.deepspeed.zero_offload_optimizer()
+        assert (offload is not None and str(offload.device) == "cpu") == engine.endswith("offload")
+    else:
+        assert isinstance(trainer.model_wrapped, DistributedDataParallel) == (engine == "ddp")
+
+
+def make(
+    folder: Path, engine: str, *, accumulation: int = 3, tied: bool = False, variant: str = "plain", **changes
+) -> AMoPOTrainer:
     """Five samples, one per micro-batch: with 2 x 3 micro-batches a step, one rank needs a filler."""
     samples = tiny_runs.samples(SAMPLES)
     settings = {
@@ -76,32 +99,82 @@ def make(folder: Path, engine: str, *, accumulation: int = 3, **changes) -> AMoP
         **changes,
     }
     config = tiny_runs.config(folder, **settings)
-    trainer = AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples, eval_dataset=samples)
-    assert trainer.is_fsdp_enabled == engine.startswith("fsdp2"), "another engine would be tested"
-    assert trainer.is_deepspeed_enabled == engine.startswith("zero"), "another engine would be tested"
-    return trainer
+    if engine.startswith("fsdp"):
+        let_fsdp_run_on_cpus()
+    model = steps.make_model(steps.Case(engine, tied, accumulation, variant))
+    return AMoPOTrainer(model, config, train_dataset=samples, eval_dataset=samples)
 
 
-def whole_weights(trainer: AMoPOTrainer) -> dict[str, torch.Tensor]:
+class MixedTrainer(AMoPOMixin, Trainer):
+    pass
+
+
+def make_mixed(folder: Path, engine: str, *, accumulation: int = 2) -> MixedTrainer:
+    """Seven samples by two: with 2 x 2 micro-batches a step, one rank has four samples and the other three."""
+    signs = ((1, -1), (-1, 1), (0, 1), None, (1, -1), (1, 0), (-1, -1))
+    samples = [
+        TokenizedSample(sample.prompts, sample.chosen, sample.rejected, sample.id, given)
+        for sample, given in zip(tiny_runs.samples(len(signs)), signs, strict=True)
+    ]
+    arguments = TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        num_train_epochs=STEPS,
+        optim="adamw_torch",
+        adam_epsilon=1e-4,
+        learning_rate=1e-3,
+        max_grad_norm=0.5,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        accelerator_config={"even_batches": False},  # or accelerate would repeat a sample
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=7,
+        **settings_of(engine),
+    )
+    if engine.startswith("fsdp"):
+        let_fsdp_run_on_cpus()
+    return MixedTrainer(
+        tiny_runs.qwen2(),
+        arguments,
+        train_dataset=samples,
+        eval_dataset=samples,
+        data_collator=PreferenceCollator(pad_token_id=0, packed=False),
+        amopo=PreferenceLoss(objectives=tiny_runs.OBJECTIVES, beta=2.0, seed=7),
+    )
+
+
+KINDS = {
+    "tied": {"tied": True, "save_strategy": "no"},
+    "lora-head": {"variant": "lora-head", "save_strategy": "no"},
+    # Three samples on one rank, two on the other.
+    "at-once": {"accumulation": 1, "max_samples_per_batch": 3, "tokens_per_batch": 200, "save_strategy": "no"},
+    # On one rank the micro-batches of two come one after the other.
+    "resume-on-one": {"accumulation": 6},
+}
+
+
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     if trainer.is_deepspeed_enabled:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return {n: safe_get_full_fp32_param(p).detach().clone() for n, p in trainer.model.named_parameters()}
-    return {
-        n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
-        for n, p in trainer.model.named_parameters()
-    }
+        from deepspeed_engines import whole_weight as whole
+    else:
+        whole = steps.Engine.whole
+    return {name: whole(parameter) for name, parameter in trainer.model.named_parameters()}
 
 
 def run(kind: str, engine: str, directory: Path, **changes) -> None:
     folder = directory / engine
-    trainer = make(folder, engine, **changes)
-    checkpoint = str(folder / f"checkpoint-{SAVED}") if kind != "train" else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    is_sharded = all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
-    assert is_sharded == engine.startswith("fsdp2"), "another engine would be tested"
-    assert (trainer.deepspeed is not None) == engine.startswith("zero"), "another engine would be tested"
+    if kind == "mixin":
+        trainer = make_mixed(folder, engine, **changes)
+    else:
+        trainer = make(folder, engine, **{**KINDS.get(kind, {}), **changes})
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED}") if kind.startswith("resume") else None)
+    check_engine(trainer, engine)
     evaluated = trainer.evaluate()
+    if kind == "train":
+        trainer.save_model(str(folder / "end"))
     weights = whole_weights(trainer)
     if trainer.args.process_index == 0:
         logs = {"history": trainer.state.log_history, "evaluated": evaluated, "steps": trainer.state.global_step}
@@ -122,13 +195,16 @@ def forget() -> None:
 
 
 if __name__ == "__main__":
-    fsdp_on_cpu.allow()
     directory = Path(sys.argv[1])
     for task in sys.argv[2:]:
-        kind, engine = task.split(":")
-        # On one rank the micro-batches of two come one after the other.
-        changes = {"accumulation": 6} if kind == "resume-on-one" else {}
-        run(kind, engine, directory, **changes)
+        kind, name = task.split(":")
+        if kind == "refused":
+            import refusals
+
+            message = refusals.message_of(name, directory)
+            (directory / f"{name}-{os.environ['RANK']}.txt").write_text(message)
+        else:
+            run(kind, name, directory)
         forget()
     if dist.is_initialized():
         dist.barrier()

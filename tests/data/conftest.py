@@ -12,6 +12,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+FROM_0_TO_4 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
 @pytest.fixture
@@ -28,12 +29,14 @@ def write_jsonl(tmp_path):
 
 @pytest.fixture
 def grouped_row():
-    """A grouped row whose responses have the given scores."""
+    """A grouped row whose responses have the given scores, and the scales of helpfulness and its like."""
 
-    def make(*scores: dict, texts=None, prompt="What is snow?", **fields) -> dict:
+    def make(*scores: dict, texts=None, prompt="What is snow?", scales=None, **fields) -> dict:
         texts = texts or [f"answer {i}" for i in range(len(scores))]
         responses = [{"text": text, "scores": score} for text, score in zip(texts, scores, strict=True)]
-        return {"prompt": prompt, "responses": responses, **fields}
+        names = [name for score in scores if isinstance(score, dict) for name in score]
+        scales = {**{name: [0, 4] for name in names if name in FROM_0_TO_4}, **(scales or {})}
+        return {"prompt": prompt, "responses": responses, **({"scales": scales} if scales else {}), **fields}
 
     return make
 

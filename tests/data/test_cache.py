@@ -11,6 +11,7 @@ import pytest
 
 from amopo.data import DataError, Pair, Response, Scale, cache_folder, cached_samples, tokenize_pairs
 from amopo.data import cache as cache_module
+from amopo.data.content import PairContent
 from amopo.data.templates import Template
 
 SCALES = {"wit": Scale(0, 4), "tact": Scale(0, 4)}
@@ -213,3 +214,25 @@ def test_processes_that_ask_at_once_get_the_same(tmp_path, tokenizer):
     for worker in workers:
         worker.join()
     assert len(found) == 1 and len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def test_content_that_is_known_finds_the_entry_without_a_pass(cached, made):
+    class Pairs(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    first, _ = cached()
+    content = PairContent.of(pairs(), OBJECTIVES)
+    given = Pairs(pairs())
+    again, _ = cached(given, content=content)
+    assert len(made) == 1 and given.passes == 1 and list(again) == list(first), "one look at whether it begins anew"
+    cached(pairs(question="Other?"), content=PairContent.of(pairs(question="Other?"), OBJECTIVES))
+    assert len(made) == 2
+
+
+def test_content_for_other_objectives_is_refused(cached):
+    with pytest.raises(ValueError, match="content is of the objectives tact, wit, but the pairs are tokenised for wit"):
+        cached(content=PairContent.of(pairs(), OBJECTIVES[::-1]))

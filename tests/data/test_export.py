@@ -10,7 +10,7 @@ import pytest
 
 from amopo.data import DataError, Scale, read_records
 from amopo.data.export import grouped_row, trl_rows
-from amopo.data.output import check_target, write_rows
+from amopo.data.output import HalfCharacters, check_target, half_character, write_rows
 
 HIGH, LOW = {"helpfulness": 3, "wit": 9}, {"helpfulness": 1, "wit": 2}
 SCALES = {"wit": [0, 10]}
@@ -126,3 +126,32 @@ def test_targets_are_checked_before_any_work(tmp_path):
         check_target(tmp_path / "none" / "data.jsonl", force=False)
     with pytest.raises(DataError, match="this is a folder"):
         check_target(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_half_a_character_is_written_as_the_escape_that_it_is_and_the_field_named(tmp_path, name):
+    path, row = tmp_path / name, {"a": "Köln", "note": {"tags": ["fine", {"deep": "x\ud83d"}]}}
+    with write_rows(path) as write:
+        assert [write({"a": "Köln"}), write(row), write({"a": "\U0001f600"})] == [None, "'note.tags[1].deep'", None]
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if name.endswith("gz") else raw).decode()
+    assert [json.loads(line) for line in text.splitlines()] == [{"a": "Köln"}, row, {"a": "\U0001f600"}]
+    assert text.splitlines()[0] == '{"a": "Köln"}'
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [({"a": "b"}, None), ({"a": ["\ud800"]}, "'a[0]'"), ({"b\ud800": 1}, "'b\\ud800'"), ({"a": {"c\udfff": 1}}, None)],
+)
+def test_half_a_character_is_found_in_values_and_names(row, name):
+    found = half_character(row)
+    assert found == name if name else found is None or "udfff" in found
+
+
+def test_what_is_said_of_half_characters_names_the_first_few():
+    halves = HalfCharacters()
+    assert halves.lines() == []
+    for number in range(5):
+        halves.add(f"data.jsonl, line {number}", "'note'" if number else None)
+    (line,) = halves.lines()
+    assert "line 1: its field 'note'; data.jsonl, line 2" in line and "and 1 rows more" in line and "line 4" not in line

@@ -43,7 +43,7 @@ def refused(path, *parts, objectives=OBJECTIVES, **options):
 
 def trl(chosen="yes", rejected="no", **fields):
     row = {"prompt": "Is snow cold?", "chosen": chosen, "rejected": rejected}
-    row |= {"chosen_scores": GOOD, "rejected_scores": POOR}
+    row |= {"chosen_scores": GOOD, "rejected_scores": POOR, "scales": dict.fromkeys(OBJECTIVES, [0, 4])}
     return {name: value for name, value in (row | fields).items() if value is not None}
 
 

@@ -123,7 +123,7 @@ def test_a_file_is_inspected_with_its_bad_rows(path):
     for line, text in zip((2, 4, 6, 7), found.bad.first, strict=True):
         assert text.startswith(f"{path}, line {line}: ")
     helpfulness, wit = found.scores["helpfulness"], found.scores["wit"]
-    assert (helpfulness.scale, helpfulness.origin) == (Scale(0, 4), "known")
+    assert (helpfulness.scale, helpfulness.origin) == (Scale(0, 4), "declared")
     assert (helpfulness.count, helpfulness.low, helpfulness.high) == (7, 2, 4)
     assert helpfulness.mean == pytest.approx((4 + 2 + 4 + 2 + 2 + 2 + 2) / 7)
     # nobody declared it: from its smallest to its largest score in the file
@@ -172,12 +172,13 @@ def test_a_sample_is_drawn_from_all_records_and_counts_are_of_all(write_jsonl, g
         inspect_file(path, sample=0)
 
 
-def test_scales_come_from_the_caller_then_the_file_then_what_is_known(write_jsonl, grouped_row):
+def test_scales_come_from_the_caller_then_the_file_then_the_scores_themselves(write_jsonl):
     scores = {"helpfulness": 3, "wit": 3, "charm": 3}
-    path = write_jsonl(grouped_row(scores, {**scores, "wit": 2}, scales={"wit": [1, 6], "charm": [0, 9]}))
+    responses = [{"text": "a", "scores": scores}, {"text": "b", "scores": {**scores, "wit": 2, "helpfulness": 1}}]
+    path = write_jsonl({"prompt": "p", "responses": responses, "scales": {"wit": [1, 6], "charm": [0, 9]}})
     found = inspect_file(path, scales={"charm": [0, 5]})
     assert {name: (str(s.scale), s.origin) for name, s in found.scores.items()} == {
-        "helpfulness": ("0 to 4", "known"),
+        "helpfulness": ("1 to 3", "seen"),
         "wit": ("1 to 6", "declared"),
         "charm": ("0 to 5", "given"),
     }

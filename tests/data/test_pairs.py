@@ -120,7 +120,7 @@ def test_no_pair_at_all_is_an_error():
     with pytest.raises(DataError, match="no pair of responses can be compared.*1 ties"):
         build_pairs([record(("x", 2, 3), ("y", 2, 3))], objectives=("a", "b"))
     with pytest.raises(DataError, match="no pair of responses"):
-        build_pairs([], objectives=("helpfulness",))
+        build_pairs([], objectives=("helpfulness",), scales={"helpfulness": Scale(0, 4)})
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,8 @@ def test_options_that_cannot_be_used(options, message):
 
 def test_objectives_that_were_not_read():
     with pytest.raises(DataError, match="record 'r': a response has no score for objective 'verbosity'"):
-        build_pairs([record(("x", 4, 6), ("y", 0, 1))], objectives=("a", "verbosity"))
+        scales = {"a": Scale(0, 4), "verbosity": Scale(0, 4)}
+        build_pairs([record(("x", 4, 6), ("y", 0, 1))], objectives=("a", "verbosity"), scales=scales)
 
 
 @given(

@@ -14,6 +14,7 @@ from amopo.data.output import write_rows
 from amopo.data.split_file import split_file
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+HELPSTEER2_SCALES = dict.fromkeys(HELPSTEER2, Scale(0, 4))
 NLG = ("informativeness", "naturalness", "quality")
 NLG_SCALES = dict.fromkeys(NLG, Scale(1, 6))
 
@@ -28,7 +29,7 @@ def all_pairs(path):
 
 def test_helpsteer2_gives_the_known_counts(real_data):
     path = real_data("helpsteer2_sample100")
-    records = read_records(path, objectives=HELPSTEER2)
+    records = read_records(path, objectives=HELPSTEER2, scales=HELPSTEER2_SCALES)
     assert len(records) == 50 and {len(record.responses) for record in records} == {2}
     pairs, report = build_pairs(records, objectives=HELPSTEER2[:3])
     scored = [[[s[name] for name in HELPSTEER2[:3]] for s in both] for both in all_pairs(path)]
@@ -104,11 +105,12 @@ def helpsteer2_rows(real_data):
 @pytest.mark.parametrize("as_array", [False, True], ids=["lines", "array"])
 @pytest.mark.parametrize("form", [as_helpsteer2, as_trl, as_implicit_trl, as_released, as_ultrafeedback])
 def test_real_rows_read_the_same_in_every_form(helpsteer2_rows, real_data, tmp_path, form, as_array):
-    expected = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2)
+    expected = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2, scales=HELPSTEER2_SCALES)
     made = [item for row in helpsteer2_rows for item in form(row)]
     path = tmp_path / "data"
     path.write_text(json.dumps(made) if as_array else "".join(json.dumps(item) + "\n" for item in made))
-    found = read_records(path, objectives=HELPSTEER2)
+    declares = form in (as_helpsteer2, as_released, as_ultrafeedback)
+    found = read_records(path, objectives=HELPSTEER2, scales=None if declares else HELPSTEER2_SCALES)
     shift = 1 if form is as_ultrafeedback else 0
     assert len(found) == len(expected) == 50
     for one, two in zip(found, expected, strict=True):
@@ -119,7 +121,7 @@ def test_real_rows_read_the_same_in_every_form(helpsteer2_rows, real_data, tmp_p
 
 
 def test_real_rows_survive_a_round_trip_through_trl(real_data, tmp_path):
-    records = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2)
+    records = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2, scales=HELPSTEER2_SCALES)
     path = tmp_path / "trl.jsonl"
     with write_rows(path) as write:
         for record in records:
@@ -136,8 +138,7 @@ def test_real_rows_survive_a_round_trip_through_trl(real_data, tmp_path):
     [("summeval", 11935, 3579), ("emnlp17_nlg", 1356, 269), ("helpsteer2_sample100", 50, 9)],
 )
 def test_inspection_finds_the_known_conflicts(real_data, name, comparisons, in_conflict):
-    # coherence is known from HelpSteer2, on another scale
-    found = inspect_file(real_data(name), sample=50, scales={"coherence": [1, 5]} if name == "summeval" else None)
+    found = inspect_file(real_data(name), sample=50)
     assert (found.agreement.comparisons, found.agreement.in_conflict) == (comparisons, in_conflict)
     assert found.bad.count == 0 and found.costs.pairs > 40
     lines = real_data(name).read_text().splitlines()
@@ -145,10 +146,11 @@ def test_inspection_finds_the_known_conflicts(real_data, name, comparisons, in_c
     assert found.report.responses == sum(len(json.loads(line)["responses"]) for line in lines)
 
 
-def test_a_file_on_another_scale_than_the_known_one_is_all_bad_rows_that_name_the_remedy(real_data):
-    found = inspect_file(real_data("summeval"), sample=50)
-    assert found.bad.count == 99 and found.report.records == 1
-    assert all("outside its scale 0 to 4" in text and "--scales coherence=low:high" in text for text in found.bad.first)
+def test_summaries_are_on_their_own_scale_though_helpsteer2_has_an_objective_of_that_name(real_data):
+    found = inspect_file(real_data("summeval"), sample=50).scores["coherence"]
+    assert (found.scale, found.origin) == (Scale(1, 5), "seen")
+    with pytest.raises(DataError, match=r"line 1: the scale of objective 'coherence' is not known.*coherence=0:4"):
+        read_records(real_data("summeval"), objectives=["coherence"])
 
 
 def test_real_files_split_as_training_splits_them(real_data, tmp_path):
@@ -168,7 +170,8 @@ def trained(real_data, make_tokenizer):
 
 @pytest.mark.parametrize("template", ["rubric", "rubric_suffix", "brief", "plain"])
 def test_real_pairs_become_samples(real_data, trained, template):
-    records = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2[:3])
+    scales = {name: HELPSTEER2_SCALES[name] for name in HELPSTEER2[:3]}
+    records = read_records(real_data("helpsteer2_sample100"), objectives=HELPSTEER2[:3], scales=scales)
     pairs, _ = build_pairs(records, objectives=HELPSTEER2[:3])
     samples, report = tokenize_pairs(
         pairs,

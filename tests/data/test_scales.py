@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from amopo.data import DataError, PreferenceRecord, Scale, parse_scales, resolve_scales, scales_of
+from amopo.data import DataError, PreferenceRecord, Scale, parse_scales, read_records, resolve_scales, scales_of
 from amopo.data.scales import as_scales, check_objectives
 from amopo.data.schema import show_number
 
@@ -23,22 +23,71 @@ def test_a_scale_needs_two_finite_ordered_numbers(low, high):
         Scale(low, high)
 
 
-def test_the_dimensions_of_helpsteer2_are_known():
-    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-    assert resolve_scales(names) == dict.fromkeys(names, Scale(0, 4))
+HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
-def test_given_beats_declared_beats_known():
+def test_given_beats_declared():
     declared = {"coherence": Scale(1, 5), "quality": Scale(1, 6)}
-    found = resolve_scales(("coherence", "quality", "verbosity"), declared=declared, given={"quality": Scale(0, 10)})
-    assert found == {"coherence": Scale(1, 5), "quality": Scale(0, 10), "verbosity": Scale(0, 4)}
+    found = resolve_scales(("coherence", "quality"), declared=declared, given={"quality": Scale(0, 10)})
+    assert found == {"coherence": Scale(1, 5), "quality": Scale(0, 10)}
 
 
 def test_an_undeclared_scale_names_the_objective_and_three_remedies():
     with pytest.raises(DataError, match="scale of objective 'quality' is not known") as error:
-        resolve_scales(("helpfulness", "quality"))
+        resolve_scales(("wit", "quality"), given={"wit": Scale(0, 1)})
     for remedy in ('scales={"quality": Scale(low, high)}', "--scales quality=low:high", '"scales": {"quality"'):
         assert remedy in str(error.value)
+    assert "HelpSteer2" not in str(error.value)
+
+
+def test_a_name_alone_tells_no_scale_but_where_it_comes_from_the_flag_is_shown():
+    with pytest.raises(DataError, match="scale of objective 'helpfulness' is not known") as error:
+        resolve_scales(("wit", "helpfulness", "coherence"), given={"wit": Scale(0, 1)})
+    assert "(scores of HelpSteer2 go from 0 to 4: --scales helpfulness=0:4,coherence=0:4)" in str(error.value)
+
+
+def rows_of(form, scores):
+    """Two responses with these scores in a form of rows, without a declared scale."""
+    one, two = scores
+    return {
+        "grouped": [{"prompt": "p", "responses": [{"text": "a", "scores": one}, {"text": "b", "scores": two}]}],
+        "trl": [{"prompt": "p", "chosen": "a", "rejected": "b", "chosen_scores": one, "rejected_scores": two}],
+        "amopo": [{"prompt": "p", "chosen": {"response": "a", **one}, "rejected": {"response": "b", **two}}],
+        "helpsteer2": [{"prompt": "p", "response": "a", **one}, {"prompt": "p", "response": "b", **two}],
+    }[form]
+
+
+@pytest.mark.parametrize("form", ["grouped", "trl"])
+def test_scores_on_another_scale_under_a_known_name_are_no_silent_helpsteer2(write_jsonl, form):
+    # on 1 to 5, and no score happens to be a 5
+    path = write_jsonl(*rows_of(form, ({"helpfulness": 4}, {"helpfulness": 1})))
+    with pytest.raises(DataError, match="line 1: the scale of objective 'helpfulness' is not known"):
+        read_records(path, objectives=["helpfulness"])
+    (record,) = read_records(path, objectives=["helpfulness"], scales={"helpfulness": [1, 5]})
+    assert record.scales == {"helpfulness": Scale(1, 5)}
+
+
+@pytest.mark.parametrize("form", ["amopo", "helpsteer2"])
+def test_the_forms_of_helpsteer2_declare_its_five_scales_and_no_other(write_jsonl, form):
+    scores = dict.fromkeys((*HELPSTEER2, "wit"), 3), dict.fromkeys((*HELPSTEER2, "wit"), 1)
+    path = write_jsonl(*rows_of(form, scores))
+    (record,) = read_records(path, objectives=HELPSTEER2)
+    assert record.scales == dict.fromkeys(HELPSTEER2, Scale(0, 4))
+    (record,) = read_records(path, objectives=["helpfulness"], scales={"helpfulness": [1, 5]})
+    assert record.scales == {"helpfulness": Scale(1, 5)}
+    with pytest.raises(DataError, match="scale of objective 'wit' is not known"):
+        read_records(path, objectives=["wit"])
+    low = rows_of(form, ({"helpfulness": 5}, {"helpfulness": 1}))
+    with pytest.raises(DataError, match="is 5.*outside its scale 0 to 4"):
+        read_records(write_jsonl(*low), objectives=["helpfulness"])
+
+
+def test_a_released_row_may_declare_another_scale(write_jsonl):
+    (row,) = rows_of("amopo", ({"helpfulness": "5"}, {"helpfulness": "1"}))
+    (record,) = read_records(write_jsonl({**row, "scales": {"helpfulness": [1, 5]}}), objectives=["helpfulness"])
+    assert record.scales == {"helpfulness": Scale(1, 5)}
+    with pytest.raises(DataError, match="line 1: scales must map each objective"):
+        read_records(write_jsonl({**row, "scales": 5}), objectives=["helpfulness"])
 
 
 def test_scales_from_the_command_line():

@@ -139,6 +139,7 @@ def test_scores_in_a_parquet_map_are_read(tmp_path):
 
     scores = pa.array([[("helpfulness", 3.0)], [("helpfulness", 1.0)]], pa.map_(pa.string(), pa.float64()))
     columns = {"prompt": ["x", "y"], "chosen": ["a", "b"], "rejected": ["c", "d"]}
+    columns["scales"] = [{"helpfulness": [0, 4]}] * 2
     path = tmp_path / "maps.parquet"
     pq.write_table(pa.table({**columns, "chosen_scores": scores, "rejected_scores": scores}), path)
     assert [dict(record.responses[0].scores) for record in read(path)] == [GOOD, POOR]

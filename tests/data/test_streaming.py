@@ -22,7 +22,7 @@ SLACK = 40_000
 
 def grouped(number):
     responses = [{"text": f"answer {number} " + "x" * 200, "scores": {"helpfulness": number % 5}} for _ in range(2)]
-    return [{"prompt": f"question {number % 50}", "responses": responses}]
+    return [{"prompt": f"question {number % 50}", "responses": responses, "scales": {"helpfulness": [0, 4]}}]
 
 
 def helpsteer2(number):
@@ -30,7 +30,8 @@ def helpsteer2(number):
 
 
 def trl(number):
-    scores = {"chosen_scores": {"helpfulness": 3}, "rejected_scores": {"helpfulness": 1}}
+    scores = {f"{side}_scores": {"helpfulness": score} for side, score in (("chosen", 3), ("rejected", 1))}
+    scores["scales"] = {"helpfulness": [0, 4]}
     return [{"prompt": f"question {number}", "chosen": "x" * 200, "rejected": "y" * 200, **scores}]
 
 

@@ -96,7 +96,7 @@ def test_a_prompt_that_cannot_fit_names_sample_size_and_remedy(tokenizer):
 
 def test_a_score_that_was_not_read_names_sample_and_objective(tokenizer):
     with pytest.raises(DataError, match="sample 'p': the chosen response has no score for objective 'verbosity'"):
-        tokenize_pairs([pair()], tokenizer, objectives=("verbosity",), scales={})
+        tokenize_pairs([pair()], tokenizer, objectives=("verbosity",), scales={"verbosity": Scale(0, 4)})
 
 
 @pytest.mark.parametrize("name", ["max_prompt_length", "max_response_length"])

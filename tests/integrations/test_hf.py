@@ -142,6 +142,13 @@ def test_training_raises_the_margins(tmp_path):
         assert found[-1][f"rewards/margins/{objective}"] > found[0][f"rewards/margins/{objective}"] + 0.5
 
 
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    given = arguments(tmp_path)
+    monkeypatch.setattr(type(given), "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs are visible to one process, .* nn.DataParallel; start one"):
+        MixedTrainer(tiny_runs.qwen2(), given, train_dataset=tiny_runs.samples(4), data_collator=PADDED, amopo=LOSS)
+
+
 def test_what_cannot_be_right_is_refused(tmp_path):
     model, data = tiny_runs.qwen2(), tiny_runs.samples(4)
     with pytest.raises(TypeError, match="amopo must be a PreferenceLoss"):

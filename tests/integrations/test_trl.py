@@ -55,7 +55,7 @@ def settings(folder, **changes):
     values = {
         "output_dir": str(folder),
         "objectives": tiny.OBJECTIVES,
-        "scales": "brevity=0:4",
+        "scales": "helpfulness=0:4,brevity=0:4",
         "template": "brief",
         "use_cpu": True,
         "tokens_per_batch": 1024,
@@ -108,6 +108,15 @@ def test_rows_without_scores_serve_the_plain_template_alone(tokenizer):
     assert samples[0].num_objectives == 1
     with pytest.raises(DataError, match=r"dataset\[0\]: there is no column 'chosen_scores'.*template='plain'"):
         tokenize_preferences([row], tokenizer, **OPTIONS)
+
+
+def test_a_scale_is_needed_where_a_score_is_shown_also_for_a_known_name(tokenizer):
+    with pytest.raises(DataError, match="scale of objective 'helpfulness' is not known"):
+        tokenize_preferences(tiny.preferences(), tokenizer, objectives=["helpfulness"], template="brief")
+    # plain shows none, so scores on any scale do
+    rows = [changed(chosen_scores={"helpfulness": 97}, rejected_scores={"helpfulness": -3})]
+    samples, _ = tokenize_preferences(rows, tokenizer, objectives=["helpfulness"], template="plain")
+    assert samples[0].num_objectives == 1
 
 
 def changed(**changes):
@@ -211,7 +220,7 @@ def test_the_script_takes_its_flags_and_a_file_as_trls_do(tmp_path, monkeypatch)
     import trl_train
 
     file = tmp_path / "run.yaml"
-    file.write_text("learning_rate: 1.0e-2\nscales: brevity=0:4\ntemplate: brief\n")
+    file.write_text("learning_rate: 1.0e-2\nscales: helpfulness=0:4,brevity=0:4\ntemplate: brief\n")
     words = f"--config {file} --output_dir {tmp_path}/run --objectives helpfulness brevity --max_steps 2"
     words += " --use_cpu --use_peft --lora_r 4 --lora_dropout 0 --logging_steps 1 --report_to none"
     words += " --lora_target_modules q_proj lm_head"

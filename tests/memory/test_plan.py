@@ -92,7 +92,9 @@ def test_sharing_and_the_released_code_stand_in_order():
     assert peaks["released"] > peaks["plain bf16"] > peaks["amopo none"] > peaks["amopo pair"] > peaks["amopo tree"]
     rows, length = padded(sample)
     logits = rows * length * QWEN.vocab
-    assert plan_method("released", QWEN, sample, settings).phases["head"]["head"] == 24 * logits
+    assert plan_method("released", QWEN, sample, settings).phases["head"]["head"] == 16 * logits
+    with pytest.raises(ValueError, match="method 'amopo most' is not known; known: released"):
+        plan_method("amopo most", QWEN, sample, settings)
 
 
 def test_the_largest_budget_fits_and_one_sample_more_does_not():
@@ -108,9 +110,47 @@ def test_the_smallest_cluster_fits_and_half_of_it_does_not():
     settings = RunSettings(engine="fsdp2", gpus=8, checkpointing=True)
     found = smallest_cluster(QWEN, SAMPLE, settings, limit=40 * GIB)
     assert found.peak <= 40 * GIB
-    half = dataclasses.replace(settings, gpus=found.settings.gpus // 2)
-    assert make_plan(QWEN, SAMPLE, half).peak > 40 * GIB
+    smaller = dataclasses.replace(settings, gpus=found.settings.gpus - settings.gpus_per_node)
+    assert make_plan(QWEN, SAMPLE, smaller).peak > 40 * GIB
     assert smallest_cluster(QWEN, dataclasses.replace(SAMPLE, samples=4000), settings, limit=40 * GIB) is None
+
+
+@pytest.mark.parametrize("per_node, limit", [(6, 80), (4, 20), (8, 70), (8, 60), (8, 600), (8, 200)])
+def test_clusters_are_part_of_a_node_or_whole_nodes(per_node, limit):
+    settings = RunSettings(engine="fsdp2", gpus=per_node, gpus_per_node=per_node, checkpointing=True)
+    found = smallest_cluster(QWEN, SAMPLE, settings, limit=limit * GIB)
+    gpus = found.settings.gpus
+    assert found.peak <= limit * GIB and (gpus <= per_node or gpus % per_node == 0)
+    if gpus > 1:
+        fewer = gpus - 1 if gpus <= per_node else gpus - per_node
+        smaller = dataclasses.replace(settings, gpus=fewer, engine="fsdp2" if fewer > 1 else "single")
+        assert make_plan(QWEN, SAMPLE, smaller).peak > limit * GIB
+    else:
+        assert found.settings.engine == "single"
+
+
+def test_ddp_finds_no_cluster_where_the_states_do_not_fit():
+    settings = RunSettings(engine="ddp", gpus=8, checkpointing=True)
+    assert smallest_cluster(QWEN, SAMPLE, settings, limit=80 * GIB) is None
+
+
+def test_one_gpu_may_become_a_node():
+    found = {change.label: change for change in changes(QWEN, SAMPLE, RunSettings(checkpointing=True))}
+    sharded = RunSettings(engine="fsdp2", gpus=8, checkpointing=True)
+    assert found["--gpus 8 --engine fsdp2"].peak == make_plan(QWEN, SAMPLE, sharded).peak
+    found = changes(QWEN, SAMPLE, RunSettings(engine="fsdp2", gpus=6, gpus_per_node=8))
+    assert "--gpus 16" in {change.label for change in found}  # 12 would be one and a half nodes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_largest_row_of_a_method_is_the_last_that_its_plan_fits(method):
+    settings = RunSettings(engine="fsdp2", gpus=32, checkpointing=True)
+    most = largest_samples(QWEN, SAMPLE, settings, limit=60 * GIB, method=method)
+    peaks = [
+        plan_method(method, QWEN, dataclasses.replace(SAMPLE, samples=samples), settings).peak
+        for samples in (most, most + 1)
+    ]
+    assert peaks[0] <= 60 * GIB < peaks[1]
 
 
 def test_changes_are_what_their_plans_say():

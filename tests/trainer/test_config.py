@@ -60,6 +60,7 @@ def test_a_config_can_be_changed_and_rebuilt(tmp_path):
         ({"per_device_train_batch_size": 4}, "per_device_train_batch_size=4 has no meaning .* tokens_per_batch"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no meaning"),
         ({"orientation": "each"}, "orientation='each' is not known; known: overall, per_objective"),
+        ({"use_liger_kernel": True}, "use_liger_kernel=True has no meaning .* the head and the loss are already fused"),
         ({"torch_compile": True}, "torch_compile=True has no meaning"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last=True has no meaning"),
         ({"learning_rate": -1e-6}, "learning_rate must be finite and not negative, got -1e-06"),

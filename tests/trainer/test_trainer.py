@@ -282,6 +282,14 @@ def test_what_cannot_train_is_refused_before_training(tmp_path, monkeypatch):
         AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples)
 
 
+@pytest.mark.parametrize("kind", ["tensor", "context", "sequence"])
+def test_parallelism_within_a_sample_is_refused(kind, tmp_path, monkeypatch):
+    name = {"tensor": "get_tp_size", "context": "get_cp_size", "sequence": "get_sp_size"}[kind]
+    monkeypatch.setattr(AMoPOTrainer, name, lambda self: 2)
+    with pytest.raises(ValueError, match=rf"does not support {kind} parallelism \(size 2\); use data parallelism"):
+        AMoPOTrainer(tiny_runs.qwen2(), tiny_runs.config(tmp_path), train_dataset=tiny_runs.samples(3))
+
+
 def test_a_leaking_model_is_found_at_the_start(tmp_path):
     model = tiny_runs.qwen2()
     plain = model.model.forward

@@ -3,25 +3,21 @@
     write_scored(path, source, judge, journal, drop_missing=False) -> Written(records, dropped, missing)
 
 Each row as it was, with the objective's score in every response's "scores" and its scale in "scales". A response
-without an answer is written without that score, or, with `drop_missing`, its whole record is left out. The file is
-written beside its place, synced and moved there at once: readers see the old file or the whole new one. ".gz" is
-compressed.
+without an answer is written without that score, or, with `drop_missing`, its whole record is left out. Readers see the
+old file or the whole new one (`amopo.data.output`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any
 
 from amopo.data.annotate.journal import Journal
 from amopo.data.annotate.prompt import Judge
 from amopo.data.annotate.source import Entry, Source
+from amopo.data.output import HalfCharacters, write_rows
+from amopo.data.readers.forms import OnRows
 
 
 @dataclass(frozen=True)
@@ -29,22 +25,31 @@ class Written:
     records: int
     dropped: int
     missing: int
+    half_characters: HalfCharacters = field(default_factory=HalfCharacters)
 
 
 def write_scored(
-    path: str | os.PathLike[str], source: Source, judge: Judge, journal: Journal, *, drop_missing: bool = False
+    path: str | os.PathLike[str],
+    source: Source,
+    judge: Judge,
+    journal: Journal,
+    *,
+    drop_missing: bool = False,
+    on_records: OnRows | None = None,
 ) -> Written:
+    """`on_records(n)` is told how many records are read."""
     records = dropped = missing = 0
-    with _replacing(Path(path)) as file:
-        for entry in source:
+    halves = HalfCharacters()
+    with write_rows(path) as write:
+        for entry in source.each(on_records):
             row, lacking = scored_row(entry, judge, journal)
             missing += lacking
             if lacking and drop_missing:
                 dropped += 1
                 continue
             records += 1
-            file.write(_line(row))
-    return Written(records, dropped, missing)
+            halves.add(entry.source, write(row))
+    return Written(records, dropped, missing, halves)
 
 
 def scored_row(entry: Entry, judge: Judge, journal: Journal) -> tuple[dict[str, Any], int]:
@@ -67,30 +72,3 @@ def scored_row(entry: Entry, judge: Judge, journal: Journal) -> tuple[dict[str, 
 
 def _number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a character in a field that nobody checks
-        return json.dumps(row).encode() + b"\n"
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name when it is whole, and leaves nothing behind when it never gets so far."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as raw:
-            if path.suffix == ".gz":
-                # no name and no time: the same records give the same bytes
-                with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
-                    yield packed
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

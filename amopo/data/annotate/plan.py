@@ -5,6 +5,8 @@
     make_plan(source, judge, journal, policy) -> Plan   counts over the whole file, which is read for it
     failures(source, judge, journal)                    each response that lacks its score, with the reason
 
+Both tell `on_records(n)` how many records they have read.
+
 A question is open while the journal has no score for it, it was not refused, and fewer than `max_asks` replies were
 unreadable. `retry_failed` opens those that are not: each may be asked `max_asks` times more. Equal (prompt, response)
 pairs have one key and are one question.
@@ -19,6 +21,8 @@ from amopo.data.annotate.errors import printable
 from amopo.data.annotate.journal import Journal, State
 from amopo.data.annotate.prompt import Judge, Question
 from amopo.data.annotate.source import Entry, Source
+from amopo.data.readers.forms import OnRows
+from amopo.data.seen import SeenNames
 
 
 @dataclass(frozen=True)
@@ -54,27 +58,31 @@ class Plan:
     """The first open one."""
 
 
-def questions_of(source: Source, judge: Judge) -> Iterator[tuple[Entry, int, Question]]:
+def questions_of(
+    source: Source, judge: Judge, on_records: OnRows | None = None
+) -> Iterator[tuple[Entry, int, Question]]:
     """`number` counts the responses of a record from 1."""
-    for entry in source:
+    for entry in source.each(on_records):
         for number, (text, wanted) in enumerate(zip(entry.texts, entry.wanted, strict=True), start=1):
             if wanted:
                 yield entry, number, judge.question(entry.prompt, text)
 
 
 def open_questions(source: Source, judge: Judge, journal: Journal, policy: Policy) -> Iterator[Question]:
-    """Each open question once, in the order of the file. Holds 32 bytes and a set's entry per question."""
-    seen: set[bytes] = set()
+    """Each open question once, in the order of the file. Holds what `SeenNames` does per question."""
+    seen = SeenNames()
     for _, _, question in questions_of(source, judge):
         if _is_new(question, seen) and policy.is_open(journal.state(question.key)):
             yield question
 
 
-def make_plan(source: Source, judge: Judge, journal: Journal, policy: Policy) -> Plan:
+def make_plan(
+    source: Source, judge: Judge, journal: Journal, policy: Policy, *, on_records: OnRows | None = None
+) -> Plan:
     records = responses = wanted = answered = failed = opened = characters = 0
     first: Question | None = None
-    seen: set[bytes] = set()
-    for entry in source:
+    seen = SeenNames()
+    for entry in source.each(on_records):
         records += 1
         responses += len(entry.texts)
         for text, is_wanted in zip(entry.texts, entry.wanted, strict=True):
@@ -94,17 +102,13 @@ def make_plan(source: Source, judge: Judge, journal: Journal, policy: Policy) ->
     return Plan(records, responses, wanted, len(seen), answered, failed, opened, characters, first)
 
 
-def failures(source: Source, judge: Judge, journal: Journal) -> Iterator[str]:
+def failures(source: Source, judge: Judge, journal: Journal, *, on_records: OnRows | None = None) -> Iterator[str]:
     """In the order of the file."""
-    for entry, number, question in questions_of(source, judge):
+    for entry, number, question in questions_of(source, judge, on_records):
         state = journal.state(question.key)
         if state.score is None:
             yield f"{entry.source}, response {number}: {printable(state.why) or 'not answered'}"
 
 
-def _is_new(question: Question, seen: set[bytes]) -> bool:
-    digest = bytes.fromhex(question.key)
-    if digest in seen:
-        return False
-    seen.add(digest)
-    return True
+def _is_new(question: Question, seen: SeenNames) -> bool:
+    return not seen.add_hash(int(question.key[:16], 16) >> 1)

@@ -21,10 +21,14 @@ from itertools import islice
 from os import PathLike
 from typing import Any
 
+from amopo.data.export import grouped_row
 from amopo.data.prompts import parse_prompt
 from amopo.data.readers import FORMATS, RawRecord, detect, read_raw
+from amopo.data.readers.forms import OnRows
+from amopo.data.readers.ids import UniqueIds
 from amopo.data.scales import as_scales
 from amopo.data.schema import DataError, Message, Scale, check_text, is_finite_number
+from amopo.data.sources.source import Row
 from amopo.data.sources.source import Source as RowSource
 from amopo.data.sources.steady import open_steady
 
@@ -59,35 +63,42 @@ class Source:
             raise ValueError(f"existing={existing!r} is not one of {', '.join(EXISTING)}")
         self.path, self.objective, self.scale = path, objective, scale
         self.format, self.existing, self.limit = format, existing, limit
-        self._steady: RowSource | None = None  # opened with the first pass
+        self._steady: RowSource | None = None
 
     def __iter__(self) -> Iterator[Entry]:
-        line_of_id: dict[str, int] = {}
-        for line, row in islice(self._rows(), self.limit):
+        return self.each()
+
+    def each(self, on_records: OnRows | None = None) -> Iterator[Entry]:
+        """All records; `on_records(n)` is told that n of them are read."""
+        ids = UniqueIds(self._source.unit, lambda: (_with_id(*numbered) for numbered in self._rows()))
+        for count, (line, row) in enumerate(islice(self._rows(), self.limit), start=1):
             try:
                 entry = self._entry(row, f"{self.path}:{line}")
+                ids.check(_with_id(line, row))
             except DataError as error:
-                raise DataError(str(error), file=self.path, line=line) from None
-            if (name := row.get("id")) is not None:
-                if str(name) in line_of_id:
-                    raise DataError(
-                        f"the id {name!r} stands on line {line_of_id[str(name)]} already; ids must be unique",
-                        file=self.path,
-                        line=line,
-                    )
-                line_of_id[str(name)] = line
+                raise self._source.error(str(error), line) from None
+            if on_records is not None:
+                on_records(count)
             yield entry
 
-    def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    @property
+    def _source(self) -> RowSource:
+        """Opened with the first pass."""
         if self._steady is None:
             self._steady = open_steady(self.path)
-        source = self._steady
+        return self._steady
+
+    def _rows(self) -> Iterator[Row]:
+        source = self._source
         form = self.format if self.format != "auto" else detect(source, next(source.rows()))
         if form == "grouped":
             yield from source.rows()
             return
         for raw in read_raw(source, form)[1]:
-            yield raw.row, grouped_row(raw)
+            try:
+                yield raw.row, grouped_row(raw)
+            except DataError as error:
+                raise source.error(str(error), raw.row) from None
 
     def _entry(self, row: Mapping[str, Any], source: str) -> Entry:
         for key in ("prompt", "responses"):
@@ -130,16 +141,6 @@ class Source:
         return False
 
 
-def grouped_row(raw: RawRecord) -> dict[str, Any]:
-    """A record of another form as a row of the grouped one, with whatever it scores in numbers."""
-    responses = [
-        {"text": r.text, "scores": {name: value for name, value in r.scores.items() if is_finite_number(value)}}
-        for r in raw.responses
-    ]
-    row = {"prompt": raw.prompt, "responses": responses}
-    if taken := sorted(row.keys() & raw.extra.keys()):
-        raise DataError(f"its field {taken[0]!r} would overwrite what the grouped form writes; rename it")
-    row |= raw.extra
-    if scales := as_scales(raw.scales):
-        row["scales"] = {name: [scale.low, scale.high] for name, scale in scales.items()}
-    return row if raw.id is None else {"id": raw.id, **row}
+def _with_id(line: int, row: Mapping[str, Any]) -> RawRecord:
+    """As much of a record as it takes to compare ids."""
+    return RawRecord([(line, {})], None, (), row.get("id"))

@@ -19,7 +19,7 @@ from amopo.data.readers.forms import FORMATS, FORMS, detect, read_raw
 from amopo.data.readers.raw import UNRATED, RawRecord, RawResponse
 from amopo.data.readers.records import iter_records, read_records
 from amopo.data.readers.report import ReadReport
-from amopo.data.readers.scan import ScoreScan, scan_scores
+from amopo.data.readers.scan import ScoreScan, all_objectives, scan_scores
 
 __all__ = [
     "FORMATS",
@@ -29,6 +29,7 @@ __all__ = [
     "RawResponse",
     "ReadReport",
     "ScoreScan",
+    "all_objectives",
     "detect",
     "iter_records",
     "read_raw",

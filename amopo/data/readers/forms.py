@@ -83,10 +83,17 @@ def read_raw(
 ) -> tuple[str, Iterator[RawRecord]]:
     """The form's name and its records, read as they are asked for. `on_rows(n)`: n rows were read."""
     check_format(format)
-    rows = _counted(source.rows(fail), on_rows)
+    errors: list[DataError] = []
+
+    def note_first(error: DataError) -> None:
+        if not errors:
+            errors.append(error)
+        fail(error)
+
+    rows = _counted(source.rows(note_first), on_rows)
     first = next(rows, None)
     if first is None:
-        raise source.error("not one row can be read; see the errors before this one")
+        raise source.error(f"not one row can be read; the first error: {errors[0]}")
     form = detect(source, first) if format == "auto" else format
     return form, FORMS[form].read(source, chain([first], rows), fail)
 

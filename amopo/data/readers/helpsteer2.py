@@ -3,7 +3,8 @@
     {"prompt", "response", "helpfulness": 3, "correctness": 4, ...}
 
 Prompts of several turns carry the data set's turn markers (see `amopo.data.prompts.split_turns`). Every field besides
-prompt and response can be an objective. At most one prompt's rows are held.
+prompt and response can be an objective; the form declares the scale of HelpSteer2's own five. At most one prompt's rows
+are held.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from amopo.data.prompts import split_turns
 from amopo.data.readers.raw import RawRecord, RawResponse, others, require
+from amopo.data.scales import known_scales
 from amopo.data.schema import DataError
 from amopo.data.sources.source import Fail, Row, Source
 
@@ -49,4 +51,5 @@ def _record(source: Source, group: list[Row], fail: Fail) -> Iterator[RawRecord]
     except DataError as error:
         fail(source.error(str(error), group[0][0]))
     else:
-        yield RawRecord(group, prompt, responses)
+        scored = [name for response in responses for name in response.scores]
+        yield RawRecord(group, prompt, responses, scales=known_scales(scored))

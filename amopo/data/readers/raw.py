@@ -58,6 +58,15 @@ def require(row: Mapping[str, object], keys: Sequence[str], name: str) -> None:
             raise DataError(f'{name} has no "{key}"; it has {", ".join(map(repr, row)) or "nothing"}')
 
 
+def declared(scales: object) -> Mapping[str, object]:
+    """The scales that a row declares, to stand over those of its form."""
+    if scales is None:
+        return {}
+    if not isinstance(scales, Mapping):
+        raise DataError(f"scales must map each objective to [low, high], but is {scales!r}")
+    return scales
+
+
 def others(row: Mapping[str, Any], *read: str) -> dict[str, Any]:
     """The fields that the form does not read."""
     return {key: value for key, value in row.items() if key not in read}

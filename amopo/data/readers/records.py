@@ -116,7 +116,6 @@ class _Reading:
     def _build(self, raw: RawRecord, found: ReadReport) -> PreferenceRecord | None:
         """The record, or None where too few of its responses are rated."""
         prompt = parse_prompt(raw.prompt)
-        scales = resolve_scales(self.objectives, given=self.given, declared=as_scales(raw.scales))
         record_id = _check_id(raw.id, default=default_id(raw, self.source.unit))
         responses = [response for response in raw.responses if not (raw.unrated and self._is_unrated(response))]
         left_out = len(raw.responses) - len(responses)
@@ -125,6 +124,7 @@ class _Reading:
             return None
         if len(responses) < 2:
             raise DataError(f"the prompt has {len(responses)} response(s); at least 2 are needed to compare")
+        scales = resolve_scales(self.objectives, given=self.given, declared=as_scales(raw.scales))
         checked = tuple(self._build_response(response, scales) for response in responses)
         if left_out:
             found.leave_out(left_out, None)
@@ -169,13 +169,19 @@ def _check_score(raw: RawResponse, objective: str, scale: Scale) -> float:
         raise DataError(f"{raw.name} has no score for objective {objective!r}; add it or leave the objective out")
     score = raw.scores[objective]
     if not is_finite_number(score):
-        raise DataError(f"the score of {raw.name} for objective {objective!r} is {score!r}; a finite number is needed")
+        shown = _shorten(repr(score))
+        raise DataError(f"the score of {raw.name} for objective {objective!r} is {shown}; a finite number is needed")
     if score not in scale:
         raise DataError(
             f"the score of {raw.name} for objective {objective!r} is {score}, outside its scale {scale}; "
             f"correct the score, or declare the scale, e.g. --scales {objective}=low:high"
         )
     return float(score)
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    """Text for a message: an integer may have thousands of digits."""
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def _check_id(value: object, *, default: str) -> int | str:

@@ -3,7 +3,8 @@
     {"prompt", "chosen": {"response", "helpfulness": "4", ...}, "rejected": {"response", "helpfulness": "2", ...}}
 
 Scores are text or numbers. Every field of a side besides the response can be an objective. Prompts are text, with
-HelpSteer2's turn markers where they have several turns, or messages. `id` and `scales` are optional.
+HelpSteer2's turn markers where they have several turns, or messages. `id` and `scales` are optional: the form declares
+the scale of HelpSteer2's five dimensions, which these data are made of.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from amopo.data.prompts import split_turns
-from amopo.data.readers.raw import RawRecord, RawResponse, others, require
+from amopo.data.readers.raw import RawRecord, RawResponse, declared, others, require
+from amopo.data.scales import known_scales
 from amopo.data.schema import DataError
 from amopo.data.sources.source import Row
 
@@ -36,7 +38,9 @@ def read_row(numbered: Row) -> RawRecord:
         scores = {name: as_number(value) for name, value in others(given, "response").items()}
         responses.append(RawResponse(number, side, given["response"], scores))
     extra = others(row, "id", "prompt", *SIDES, "scales")
-    return RawRecord([numbered], split_turns(row["prompt"]), responses, row.get("id"), row.get("scales"), extra)
+    scored = [name for response in responses for name in response.scores]
+    scales = {**known_scales(scored), **declared(row.get("scales"))}
+    return RawRecord([numbered], split_turns(row["prompt"]), responses, row.get("id"), scales, extra)
 
 
 def as_number(value: object) -> object:

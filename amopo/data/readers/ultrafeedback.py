@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from amopo.data.readers.raw import UNRATED, RawRecord, RawResponse, others, require
+from amopo.data.readers.raw import UNRATED, RawRecord, RawResponse, declared, others, require
 from amopo.data.readers.released import as_number
 from amopo.data.schema import DataError
 from amopo.data.sources.source import Row
@@ -42,24 +42,16 @@ def read_row(numbered: Row) -> RawRecord:
             raise DataError(f'the "annotations" of {name} must map each aspect to its "Rating"')
         scores = {aspect: _rating(note, aspect, name) for aspect, note in completion["annotations"].items()}
         responses.append(RawResponse(number, name, completion["response"], scores))
-    declared = dict.fromkeys((*ASPECTS, *(name for response in responses for name in response.scores)), list(SCALE))
+    scales = dict.fromkeys((*ASPECTS, *(name for response in responses for name in response.scores)), list(SCALE))
     return RawRecord(
         rows=[numbered],
         prompt=row["instruction"],
         responses=responses,
         id=row.get("id"),
-        scales={**declared, **_mapping(row.get("scales"))},
+        scales={**scales, **declared(row.get("scales"))},
         extra=others(row, "id", "instruction", "completions", "scales"),
         unrated=True,
     )
-
-
-def _mapping(scales: object) -> Mapping[str, object]:
-    if scales is None:
-        return {}
-    if not isinstance(scales, Mapping):
-        raise DataError(f"scales must map each aspect to [low, high], but is {scales!r}")
-    return scales
 
 
 def _rating(note: object, aspect: str, name: str) -> object:

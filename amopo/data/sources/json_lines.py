@@ -43,12 +43,12 @@ class JsonLines(Source):
 
     def _parse(self, raw: bytes, number: int) -> dict[str, Any]:
         try:
-            # Some editors put a byte-order mark before the first line.
-            row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            # Some editors put a byte-order mark before the first line; files put together have it before others.
+            row = json.loads(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise self.error(f"the line is not UTF-8 text ({error})", number) from None
+            raise self.error(f"the line is not UTF-8 text ({error}); save the file as UTF-8", number) from None
         except json.JSONDecodeError as error:
-            hint = "; an object must stand on one line, not on several" if raw.strip() == b"{" else ""
+            hint = _hint(raw, number, error)
             raise self.error(
                 f"broken JSON ({error.msg} at column {error.colno}){hint}; fix or remove the line", number
             ) from None
@@ -59,3 +59,14 @@ class JsonLines(Source):
                 f"each line must hold one JSON object {{...}}, but this one holds {type(row).__name__}", number
             )
         return row
+
+
+def _hint(raw: bytes, number: int, error: json.JSONDecodeError) -> str:
+    """What the file may be instead."""
+    if raw.strip() == b"{":
+        return "; an object must stand on one line, not on several"
+    if error.msg == "Extra data":
+        return "; after an object the line must end, with \\n"
+    if number == 1 and error.pos == 0:
+        return "; neither JSON lines nor a JSON array nor parquet, and nothing else is read"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from amopo.cli.console import Console
 from amopo.cli.main import main
 from amopo.data.annotate import Journal
 
@@ -76,6 +78,30 @@ def test_the_same_command_again_asks_nothing(annotate, stub, write, rows):
     assert status == 0 and "6 in the journal, 0 to ask" in out and len(stub.requests) == 6
 
 
+def test_reading_checking_and_writing_show_how_many_records_are_done(annotate, write, rows, monkeypatch):
+    told: dict[str, list[int]] = {}
+
+    @contextlib.contextmanager
+    def busy(self, title):
+        yield told.setdefault(title, []).append
+
+    monkeypatch.setattr(Console, "busy", busy)
+    path = write(rows(7))
+    assert annotate(path)[0] == 0
+    every = list(range(1, 8))
+    assert told == {"reading": every, "looking for missing scores": every, "writing": every}
+    told.clear()
+    assert annotate(path, "--dry-run", out="other.jsonl")[0] == 0
+    assert told == {"reading": every}
+
+
+def test_kept_scores_need_their_scale_named(stub, write, rows, capsys):
+    argv = ["data", "annotate", write(rows(1)), "out.jsonl", "--objective=helpfulness", "--existing=keep"]
+    status = main([*map(str, argv), f"--endpoint={stub.url}", "--model=judge"])
+    assert status == 2 and not stub.requests
+    assert "--existing keep: say with --scale low:high" in capsys.readouterr().err
+
+
 def test_quiet_says_nothing(annotate, write, rows):
     assert annotate(write(rows(2)), "--quiet") == (0, "", "")
 
@@ -127,8 +153,8 @@ def test_real_preference_data_get_an_objective_and_stay_what_they_are(annotate, 
 
     path = real_data("helpsteer2_sample100")
     assert annotate(path, "--concurrency=8")[0] == 0
-    before = read_records(path, objectives=list(KNOWN_SCALES))
-    after = read_records(tmp_path / "out.jsonl", objectives=[*KNOWN_SCALES, OBJECTIVE])
+    before = read_records(path, objectives=list(KNOWN_SCALES), scales=KNOWN_SCALES)
+    after = read_records(tmp_path / "out.jsonl", objectives=[*KNOWN_SCALES, OBJECTIVE], scales=KNOWN_SCALES)
     assert len(before) == len(after) == 50 and len(stub.requests) == len({r.raw for r in stub.requests})
     for old, new in zip(before, after):
         assert (old.id, old.prompt) == (new.id, new.prompt)

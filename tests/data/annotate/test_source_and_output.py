@@ -54,7 +54,7 @@ def test_the_same_records_come_out_with_one_score_more(scored, write, rows, expe
 def test_the_reader_takes_what_was_written(scored, write, rows, expected):
     path, _ = scored(write(rows(4)), name="out.jsonl.gz")
     assert gzip.open(path).readline().startswith(b'{"id": "r0"')
-    records = read_records(path, objectives=("helpfulness", OBJECTIVE))
+    records = read_records(path, objectives=("helpfulness", OBJECTIVE), scales={"helpfulness": [0, 4]})
     assert [r.scores[OBJECTIVE] for record in records for r in record.responses] == [
         expected(response["text"]) for row in rows(4) for response in row["responses"]
     ]
@@ -88,7 +88,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(scored, write, rows
     (tmp_path / "out.jsonl").write_text("old")
     from amopo.data.annotate import output
 
-    monkeypatch.setattr(output, "_line", lambda row: 1 / 0)
+    monkeypatch.setattr(output, "scored_row", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         scored(path)
     assert (tmp_path / "out.jsonl").read_text() == "old"
@@ -164,7 +164,7 @@ def test_pairs_become_grouped_records_with_all_their_scores(scored, write):
         "rejected": [{"role": "assistant", "content": "b 1"}],
         "chosen_scores": {"helpfulness": 3, "mine": 0.5},
         "rejected_scores": {"helpfulness": 1, "mine": 0.25},
-        "scales": {"mine": [0, 1]},
+        "scales": {"mine": [0, 1], "helpfulness": [0, 4]},
     }
     released = {
         "prompt": "q",
@@ -222,3 +222,36 @@ def test_a_row_that_cannot_be_used_is_named_by_line(write, rows, change, words):
 def test_a_row_without_responses_is_named(write, rows):
     with pytest.raises(DataError, match='line 2.*no "responses"'):
         list(source(write([*rows(1), {"prompt": "p"}])))
+
+
+def test_half_a_character_in_another_field_is_written_as_it_was_and_named(scored, write, rows):
+    given = rows(3)
+    given[1] |= {"meta": {"tags": ["fine", "\ud83d"]}}
+    path = write(given)
+    out, written = scored(path)
+    found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert found[1]["meta"] == given[1]["meta"]
+    assert written.half_characters.count == 1 and written.half_characters.first == [
+        f"{path}:2: its field 'meta.tags[1]'"
+    ]
+
+
+def test_ids_take_no_text_of_theirs_and_twice_is_named_with_both_lines(write, rows):
+    given = rows(4)
+    given[3]["id"] = given[1]["id"]
+    with pytest.raises(DataError, match="line 4: the id 'r1' stands on line 2 already; ids must be unique"):
+        list(source(write(given)))
+
+
+def test_a_field_that_a_pair_has_no_place_for_is_named_by_line(write):
+    pair = {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "chosen_scores": {"wit": 1},
+        "rejected_scores": {"wit": 0},
+        "responses": 7,
+    }
+    path = write([pair])
+    with pytest.raises(DataError, match="line 1: its field 'responses' would overwrite"):
+        list(source(path, format="trl"))

@@ -41,7 +41,8 @@ def tokenizer():
 
 
 def settings(**changes):
-    given = {"amopo_objectives": "helpfulness,correctness", "amopo_template": "brief", **changes}
+    given = {"amopo_objectives": "helpfulness,correctness", "amopo_scales": "helpfulness=0:4,correctness=0:4"}
+    given |= {"amopo_template": "brief", **changes}
     return amopo_settings(AMoPOFinetuningArguments(stage="amopo", **given))
 
 
@@ -165,6 +166,7 @@ def test_images_are_refused():
     [
         ({"amopo_objectives": None}, "needs amopo_objectives"),
         ({"amopo_objectives": "fluency"}, "amopo_scales"),
+        ({"amopo_objectives": "helpfulness", "amopo_scales": None}, "amopo_scales"),
         ({"amopo_weights": "1,2,3"}, "must be 2 numbers"),
         ({"amopo_weights": "loudest"}, "gaussian"),
         ({"amopo_template": "loud"}, "rubric"),
@@ -185,7 +187,7 @@ def test_arguments_of_amopo_beside_another_loss_are_refused():
 
 
 def test_defaults_are_those_of_the_loss():
-    amopo = AMoPOFinetuningArguments(stage="amopo", amopo_objectives="correctness")
+    amopo = AMoPOFinetuningArguments(stage="amopo", amopo_objectives="correctness", amopo_scales="correctness=0:4")
     assert (amopo.stage, amopo.pref_loss, amopo.use_ref_model) == ("dpo", "amopo", False)
     assert (amopo.pref_beta, amopo.simpo_gamma) == (0.8, 0.0)
     dpo = AMoPOFinetuningArguments(stage="dpo")

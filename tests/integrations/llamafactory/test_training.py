@@ -130,6 +130,7 @@ def test_amopo_loss_and_gradients_are_those_of_fused_loss(
     changes, weights, make_model, make_batch, make_trainer, gradients
 ):
     given = {"amopo_objectives": ["helpfulness", "correctness"], "amopo_weights": weights, **changes}
+    given["amopo_scales"] = {"helpfulness": [0, 4], "correctness": [0, 4]}
     arguments = AMoPOFinetuningArguments(stage="amopo", finetuning_type="full", **given)
     batch, ids = make_batch(8), torch.tensor([11, 5])
     model = make_model()
@@ -170,7 +171,12 @@ def test_amopo_with_one_objective_and_no_template_is_llamafactorys_simpo(
     amopo = make_trainer(
         AMoPODPOTrainer,
         AMoPOFinetuningArguments(
-            stage="amopo", finetuning_type="full", amopo_objectives="correctness", pref_beta=2.0, simpo_gamma=0.7
+            stage="amopo",
+            finetuning_type="full",
+            amopo_objectives="correctness",
+            amopo_scales="correctness=0:4",
+            pref_beta=2.0,
+            simpo_gamma=0.7,
         ),
         model=make_model(),
     )
@@ -190,17 +196,24 @@ def test_amopo_with_one_objective_and_no_template_is_llamafactorys_simpo(
         assert (gradient - expected[name]).abs().max() <= 1e-5 * max(1.0, expected[name].abs().max()), name
 
 
+FROM_0_TO_4 = "helpfulness=0:4,correctness=0:4,coherence=0:4"
+
+
 @pytest.mark.skipif(not HELPSTEER2.exists(), reason=f"{HELPSTEER2} is absent; name its folder's parent in AMOPO_DATA")
 def test_real_helpsteer2_rows_train(installed, tmp_path):
     command = [sys.executable, "-P", EXAMPLES / "prepare.py", tmp_path / "in", "--preferences", HELPSTEER2]
     subprocess.run(
-        [*command, "--objectives", "helpfulness,correctness,coherence"], check=True, timeout=240, capture_output=True
+        [*command, "--objectives", "helpfulness,correctness,coherence", "--scales", FROM_0_TO_4],
+        check=True,
+        timeout=240,
+        capture_output=True,
     )
     history = train(
         "amopo.yaml",
         tmp_path / "in",
         tmp_path / "out",
         amopo_objectives="helpfulness,correctness,coherence",
+        amopo_scales=FROM_0_TO_4,
         amopo_template="rubric",
         cutoff_len=512,
         max_samples=8,
@@ -216,7 +229,10 @@ def test_real_helpsteer2_rows_train(installed, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "pairs", "amopo_objectives": "coherence"}, "no score for objective 'coherence'"),
+        (
+            {"dataset": "pairs", "amopo_objectives": "coherence", "amopo_scales": "coherence=0:4"},
+            "no score for objective 'coherence'",
+        ),
         ({"include_effective_tokens_per_second": True}, "include_effective_tokens_per_second"),
         ({"ignore_pad_token_for_loss": False}, "ignore_pad_token_for_loss"),
     ],
