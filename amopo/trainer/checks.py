@@ -63,8 +63,8 @@ def check_parallelism(trainer: Any) -> None:
     asked = bool(trainer.args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if asked and trainer.accelerator.distributed_type != "DEEPSPEED":
         raise ValueError(
-            f"DeepSpeed was asked for, but accelerate would run {trainer.accelerator.distributed_type.value}, without a "
-            "word; start without accelerate's --cpu (ACCELERATE_USE_CPU)"
+            f"DeepSpeed was asked for and would not run: accelerate takes {trainer.accelerator.distributed_type.value} "
+            "instead; start without its --cpu (ACCELERATE_USE_CPU)"
         )
     if trainer.is_deepspeed_enabled:
         config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
