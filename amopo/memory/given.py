@@ -1,8 +1,8 @@
 """The tensors that are there before a tracker watches.
 
-`tensors_of(model, optimizer)` yields parameters, buffers, gradients and optimizer state, and what DeepSpeed keeps beside
-them: each parameter's partition (`ds_tensor`), and the flat buffers of its ZeRO optimizers (partitions of weights and
-gradients, the fp32 master, the bucket of the reduction). Several may share a storage.
+`tensors_of(model, optimizer)` yields parameters, buffers, gradients and optimizer state, and what DeepSpeed keeps
+beside them: each parameter's partition (`ds_tensor`), and the flat buffers of its ZeRO optimizers (partitions of
+weights and gradients, the fp32 master, the bucket of the reduction). Several may share a storage.
 """
 
 from __future__ import annotations

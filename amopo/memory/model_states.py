@@ -9,7 +9,7 @@
 with P parameters, N ranks, and the sizes of `precision`. adamw8bit keeps both moments in one byte each and a fp32 scale
 per block of 256 numbers (bitsandbytes, blockwise), and those of embeddings in fp32, as transformers' trainer asks of
 it. Sources: torch.optim.AdamW, torch.distributed.fsdp.fully_shard, deepspeed/runtime/zero/stage3.py
-(`grad_partitions_flat_buffer` in `_setup_for_real_optimizer`, `_create_fp32_partitions`, `initialize_optimizer_states`).
+(`_create_fp16_partitions_with_defragmentation`, `_create_fp32_partitions`, `_setup_for_real_optimizer`).
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class _Walk:
         return bool(uses) and self.passed[uses[0]] - self.passed[number + 1] < self.max_reuse
 
 
-# the order in which modules run ----------------------------------------------------------------------------------------
+# the order in which modules run ---------------------------------------------------------------------------------------
 
 
 def _linear(prefix: str, linear: Linear, lora: int | None) -> Iterator[_Weights]:

@@ -1,8 +1,8 @@
 """The plan for ZeRO-3, with and without offloading, against tensor bytes of real steps on two ranks.
 
-Two things are a CPU's own and are not in a plan for a GPU. What is offloaded lands in the same memory: the worker counts
-the tensors that would stand on the host, and they are compared with the plan's host memory. And gloo reduces a copy of
-the gradients, which the plan counts with `device="cpu"`.
+Two things are a CPU's own and are not in a plan for a GPU. What is offloaded lands in the same memory: the worker
+counts the tensors that would stand on the host, and they are compared with the plan's host memory. And gloo reduces a
+copy of the gradients, which the plan counts with `device="cpu"`.
 """
 
 from __future__ import annotations
