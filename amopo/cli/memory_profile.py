@@ -1,7 +1,8 @@
 """`amopo memory profile`: real steps of a model of random weights, measured, against the plan.
 
 Writes profile.json, profile.png (stacked bars by phase with the card's limit, and live memory over time) and
-profile.html into `--out`; on CUDA with `--snapshot` also snapshot.pickle for pytorch.org/memory_viz.
+profile.html into `--out`; on CUDA with `--snapshot` also snapshot.pickle for pytorch.org/memory_viz. On a CPU there is
+no snapshot: CUDA's allocator makes it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from pathlib import Path
 
 from amopo.cli.errors import UsageError
-from amopo.cli.memory_options import gib, run_options, sample_of, settings_of, shape_from, size, table
+from amopo.cli.memory_options import GIB, gib, run_options, sample_of, settings_of, shape_from, size, table
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
 from amopo.memory.shapes import with_layers
@@ -65,8 +66,9 @@ def run(settings: Settings) -> None:
         print(json.dumps(result, indent=1))
         return
     rows = [
-        [phase, gib(peak), gib(found.plan.total(phase)), f"{100 * (found.plan.total(phase) / peak - 1):+.1f} %",
-         gib(found.resident[phase]) if phase in found.resident else ""]
+        [phase, f"{peak / GIB:.3f}", f"{found.plan.total(phase) / GIB:.3f}",
+         f"{100 * (found.plan.total(phase) / peak - 1):+.1f} %",
+         f"{found.resident[phase] / GIB:.3f}" if phase in found.resident else ""]
         for phase, peak in found.peaks.items()
     ]  # fmt: skip
     print(
@@ -76,7 +78,13 @@ def run(settings: Settings) -> None:
     print(
         f"peak: {gib(found.peak)} GiB measured, {gib(found.plan.peak)} planned; {found.tokens_per_second:.0f} tokens/s"
     )
+    if found.resident_before is not None:
+        print(f"resident before the model was built: {found.resident_before / GIB:.3f} GiB")
     if found.reserved is not None:
         print(f"reserved by the allocator: {gib(found.reserved)} GiB")
     for path in written:
         print(path)
+    if snapshot is not None:
+        print(f"{snapshot} (drop it on pytorch.org/memory_viz)")
+    elif device == "cpu":
+        print("(no snapshot for memory_viz: CUDA's allocator makes it, and this ran on a CPU)")

@@ -54,7 +54,7 @@ class MemoryTrack(TorchDispatchMode):
         self.meter = meter_of(device)
         self.steps: list[dict[str, int]] = []
         self.resident: dict[str, int] = {}
-        # (seconds, phase, live bytes) wherever live memory has changed by a thousandth of the peak
+        # (seconds, phase, live bytes) where a phase begins, and where live memory has changed by a thousandth
         self.timeline: list[tuple[float, str, int]] = []
         self._given = (model, optimizer)
         self._inside = {op._opoverload: op._init_fn for op in (linear_logprobs_op, linear_logprobs_backward_op)}
@@ -195,6 +195,7 @@ class MemoryTrack(TorchDispatchMode):
         self._phase = phase
         self.meter.restart()
         _restart_resident()
+        self.timeline.append(self._point())
 
     def _end_phase(self) -> None:
         self._fold()
@@ -209,10 +210,13 @@ class MemoryTrack(TorchDispatchMode):
             self.resident[self._phase] = max(self.resident.get(self._phase, 0), resident)
 
     def _note(self) -> None:
-        live = self.meter.live()
+        point = self._point()
         last = self.timeline[-1][2] if self.timeline else -1
-        if last < 0 or abs(live - last) * 1000 > max(live, last):
-            self.timeline.append((time.perf_counter() - self._started, self._phase or "", live))
+        if last < 0 or abs(point[2] - last) * 1000 > max(point[2], last):
+            self.timeline.append(point)
+
+    def _point(self) -> tuple[float, str, int]:
+        return time.perf_counter() - self._started, self._phase or "", self.meter.live()
 
 
 def track(
@@ -257,8 +261,17 @@ def _restart_resident() -> None:
 
 
 def _peak_resident() -> int | None:
+    return _status("VmHWM")
+
+
+def resident() -> int | None:
+    """Bytes of this process that are in memory now, where Linux tells it."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int | None:
     try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
+        found = re.search(rf"{name}:\s*(\d+) kB", _STATUS.read_text())
     except OSError:
         return None
     return None if found is None else int(found[1]) * 1024
