@@ -7,12 +7,13 @@
 Contract
 --------
 The forward begins with the first call of a module, or the first operation on what is trained, in grad mode after an
-optimizer step; what comes between (gradients set to None, metrics) belongs to the step. The head's phase begins with
-the operator of `amopo.linear_logprobs` and ends with its backward; a loop that never calls it has no such phase. The
-backward is told by autograd, the step by a hook on all of torch's optimizers; an optimizer that is given and is not one
-of torch's (DeepSpeed's) is watched by its `step`. Modules that are called outside of grad mode between steps are the
-phase "evaluation". `steps` holds the peaks of every finished step; `peaks` the largest of all but the first, in which
-the optimizer makes its state (of the first, if there is no other; of the unfinished one, if that was all).
+optimizer step; what comes between (gradients that are dropped, metrics, the next batch) belongs to no phase. The head's
+phase begins with the operator of `amopo.linear_logprobs` and ends with its backward; a loop that never calls it has no
+such phase. The backward is told by autograd, the step by a hook on all of torch's optimizers; an optimizer that is
+given and is not one of torch's (DeepSpeed's) is watched by its `step`. Modules that are called outside of grad mode
+between steps are the phase "evaluation". `steps` holds the peaks of every finished step; `peaks` the largest of all but
+the first, in which the optimizer makes its state (of the first, if there is no other; of the unfinished one, if that
+was all).
 
 On CUDA the numbers are the allocator's. On a CPU they are bytes of tensors: of those given (parameters and the
 partitions that DeepSpeed keeps of them, buffers, gradients, optimizer state) and of all that operations make;
@@ -130,8 +131,6 @@ class MemoryTrack(TorchDispatchMode):
     @property
     def _is_idle(self) -> bool:
         """Whether no step runs: before the first, or after an optimizer step."""
-        if self._phase == "step":
-            return self._is_noted and not self._in_step
         return self._phase in (None, "evaluation")
 
     @property
@@ -160,7 +159,7 @@ class MemoryTrack(TorchDispatchMode):
 
     def _begin_forward(self) -> None:
         if self._is_noted:
-            self._end_phase()
+            self._end_phase()  # an evaluation belongs to the step before it
             self._current = {}
         self._begin("forward")
 
@@ -170,7 +169,9 @@ class MemoryTrack(TorchDispatchMode):
             self._begin("step")
 
     def _end_step(self) -> None:
-        self._fold()
+        if self._in_step:
+            return
+        self._end_phase()
         if not self._is_noted:  # an engine may step in parts
             self.steps.append(self._current)
 
