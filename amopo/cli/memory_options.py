@@ -71,10 +71,10 @@ def sample_of(settings: Settings) -> SampleShape:
     return fill(SampleShape(**{name: settings.values[name] for name in names}), settings.tokens)
 
 
-def size(text: str, flag: str) -> int:
-    """Bytes of "80GB", "80 GiB" or a number of bytes."""
+def size(text: str, flag: str, *, or_none: bool = False) -> int:
+    """Bytes of "80GB", "80 GiB" or a number of bytes; 0 is a size where there may be none."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+    if match is None or match[2].upper() not in _UNITS or (float(match[1]) <= 0 and not or_none):
         raise UsageError(f"{flag}: {text!r} is not a size; give a positive number with a unit, as in 80GB or 80GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 

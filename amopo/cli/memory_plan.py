@@ -38,7 +38,7 @@ def options() -> list[Option]:
 
 def run(settings: Settings) -> None:
     shape, sample, asked = shape_from(settings), sample_of(settings), settings_of(settings)
-    context = size(settings.context, "--context")
+    context = size(settings.context, "--context", or_none=True)
     limit = None if settings.gpu_memory is None else size(settings.gpu_memory, "--gpu-memory")
     if settings.find and limit is None:
         raise UsageError("--find needs the size of a GPU; give --gpu-memory")

@@ -116,14 +116,15 @@ def _zero3(point: str, shape: ModelShape, parts: Parts, settings: RunSettings) -
         shape, lora=settings.lora, checkpointing=settings.checkpointing, max_live=zero3.MAX_LIVE,
         max_reuse=zero3.MAX_REUSE,
     )  # fmt: skip
-    reduced = point.startswith(("head reduced", "last layer", "first layer", "embedding"))
+    in_layer = point.startswith("layer ") and point != "layer forward"
+    reduced = in_layer or point in ("head reduced", "embedding")
     on_the_way = 0
     if reduced and settings.offload != "none":  # bf16 and fp32; on a CPU the former is where it was
         on_the_way = share(largest, settings) * (6 if settings.device == "cuda" else 4)
     if settings.offload == "all" and settings.device == "cuda":
         on_the_way = max(on_the_way, zero3.ITEM * share(shape.embedding_parameters, settings))
     buckets = 1 if not reduced else 2 if settings.device == "cuda" else 3  # gloo copies what it reduces
-    waits = shape.tied and parts.embedding and point.startswith(("last layer", "first layer"))
+    waits = shape.tied and parts.embedding and in_layer
     return Traffic(
         weights[point] + bucket * buckets + on_the_way,
         zero3.ITEM * parts.embedding if waits else 0,  # for the embedding's own gradient

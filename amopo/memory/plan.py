@@ -238,7 +238,10 @@ class _Points:
             # The head's gradient waits for the next one, that of the final norm, before it is reduced.
             at_norm = self._kept_by_layers + activations.layer_end(shape, row, numbers)
             points.append(self._point("head reduced", at_norm, whole=self._head_gradient * self._reduced_copies))
-        for name, below in (("last layer", shape.layers), ("first layer", 1)):
+        places = [("last layer", shape.layers), ("first layer", 1)]
+        if self.settings.engine == "zero3":  # what is gathered is another at each layer
+            places = [(f"layer {number}", number + 1) for number in range(shape.layers)]
+        for name, below in places:
             layers = per_layer * below + self.layer + self.copies
             if not self.settings.checkpointing:
                 layers = below * (self.layer + self.copies)

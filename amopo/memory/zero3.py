@@ -1,6 +1,8 @@
 """Which weights ZeRO-3 has gathered at which point of a step: DeepSpeed's own bookkeeping, walked on paper.
 
-`gathered(shape, ...)` -> bytes at each point of `POINTS`, beyond a rank's partitions.
+`gathered(shape, ...)` -> bytes at each point of a step, beyond a rank's partitions: "entering layers", "layer forward",
+"entering head", "head forward", "head backward", "head reduced", for each layer from 0 "layer 0 mlp", "layer 0
+attention", "layer 0 end" of its backward, and "embedding".
 
 Every module with weights of its own fetches them before it runs and gives them up afterwards
 (`PartitionedParameterCoordinator` in deepspeed/runtime/zero/partitioned_param_coordinator.py), with three exceptions:
@@ -25,11 +27,6 @@ from amopo.memory.shapes import Linear, ModelShape
 
 ITEM = 2  # bytes of a gathered number
 MAX_LIVE, MAX_REUSE, SUB_GROUP = 10**9, 10**9, 10**9  # DeepSpeed's defaults, in numbers
-POINTS = (
-    "entering layers", "layer forward", "entering head", "head forward", "head backward", "head reduced",
-    "last layer mlp", "last layer attention", "last layer end", "first layer mlp", "first layer attention",
-    "first layer end", "embedding",
-)  # fmt: skip
 
 _Weights = tuple[tuple[str, int], ...]  # (name, numbers) of one module
 
@@ -49,16 +46,16 @@ def persistent(shape: ModelShape, lora: int | None = None) -> int:
 def gathered(
     shape: ModelShape, *, lora: int | None, checkpointing: bool, max_live: int, max_reuse: int
 ) -> dict[str, int]:
-    """Bytes of gathered weights at the points of `POINTS`, at most, in a step after the first two."""
+    """Bytes of gathered weights at each point, at most, in a step after the first two."""
     modules = [
         (point, tuple(w for w in weights if w[1] > 10 * shape.hidden), sum(count for _, count in weights))
         for point, weights in _order(shape, lora, checkpointing)
     ]
     kept = persistent(shape, lora)
     walk = _Walk(modules, prefetch=int(0.9 * shape.hidden**2), max_live=max_live, max_reuse=max_reuse)
-    most = dict.fromkeys(POINTS, 0)
+    most: dict[str, int] = {}
     for point, live in walk.run():
-        most[point] = max(most[point], live)
+        most[point] = max(most.get(point, 0), live)
     return {point: ITEM * (live + kept) for point, live in most.items()}
 
 
@@ -178,10 +175,8 @@ def _order(shape: ModelShape, lora: int | None, checkpointing: bool) -> Iterator
     yield "head backward", forward[-1][1]
     yield "head reduced", forward[-2][1]  # in the backward of the norm before it
     for number in reversed(range(shape.layers)):
-        # those in between count with the last, which runs first
-        where = "first layer" if number == 0 and shape.layers > 1 else "last layer"
         layer = list(_layer(shape, number, lora))
         if checkpointing:
-            yield from ((f"{where} mlp", weights) for _, weights in layer)
-        yield from ((f"{where} {part}", weights) for part, weights in reversed(layer))
+            yield from ((f"layer {number} mlp", weights) for _, weights in layer)
+        yield from ((f"layer {number} {part}", weights) for part, weights in reversed(layer))
     yield "embedding", forward[0][1]

@@ -88,6 +88,7 @@ def settings_of(trainer: Any) -> RunSettings:
     peft = getattr(model, "peft_config", None) or {}
     rank = max((getattr(config, "r", 0) or 0 for config in peft.values()), default=0)
     engine = "zero3" if trainer.is_deepspeed_enabled else "fsdp2" if trainer.is_fsdp_enabled else None
+    offload = _offload(args.hf_deepspeed_config) if engine == "zero3" else "none"
     engine = engine or ("ddp" if args.world_size > 1 else "single")
     mixed = args.bf16 or args.fp16 or engine == "zero3" or (half and rank > 0)
     return RunSettings(
@@ -96,11 +97,28 @@ def settings_of(trainer: Any) -> RunSettings:
         gpus_per_node=args.world_size,
         precision="mixed" if mixed else "bf16" if half else "fp32",
         optimizer="adamw8bit" if "8bit" in str(args.optim) else "adamw",
+        offload=offload,
         checkpointing=bool(args.gradient_checkpointing),
         lora=rank or None,
         head_budget=args.head_budget,
         device="cuda" if args.device.type == "cuda" else "cpu",
     )
+
+
+def _offload(deepspeed: Any) -> str:
+    """What DeepSpeed's settings put into host memory.
+
+    Raises:
+        ValueError: another stage than 3.
+    """
+    if not deepspeed.is_zero3():
+        raise ValueError("of DeepSpeed's stages, 3 is planned")
+    devices = {
+        name: deepspeed.get_value(f"zero_optimization.offload_{name}.device", "none") for name in ("param", "optimizer")
+    }
+    if devices["optimizer"] in (None, "none"):
+        return "none"
+    return "optimizer" if devices["param"] in (None, "none") else "all"
 
 
 def _row(layout: TreeLayout | None, tokens: int) -> Row:

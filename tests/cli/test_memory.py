@@ -48,6 +48,9 @@ def test_a_larger_gpu_holds_a_larger_budget(amopo):
         (("plan", "--model", "Qwen2.5-7B", "--tokens", "100"), "does not hold one sample"),
         (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "0GB"), "--gpu-memory: '0GB' is not a size"),
         (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "80XB"), "is not a size"),
+        (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "-80GB"), "--gpu-memory: '-80GB' is not a size"),
+        (("plan", "--model", "Qwen2.5-7B", "--context", "-1GiB"), "--context: '-1GiB' is not a size"),
+        (("plan", "--model", "Qwen2.5-7B", "--head-budget", "10"), "head_budget (10) is too small"),
         (("plan", "--model", "Qwen2.5-7B", "--find"), "give --gpu-memory"),
         (("plan", "--model", "Qwen2.5-7B", "--lora", "0"), "lora must be a whole number"),
         (("plan", "--model", "Qwen2.5-7B", "--sharing", "all"), "sharing"),
@@ -101,6 +104,33 @@ def test_a_profile_measures_a_saved_shape(amopo, tmp_path):
     assert (out / "profile.png").is_file() and (out / "profile.html").is_file()
     message = amopo("memory", "profile", "--model", tmp_path, "--device", "cpu", "--snapshot", "--out", out).one_line()
     assert "leave --snapshot out on a CPU" in message
+
+
+def test_a_context_of_nothing_is_a_context(amopo):
+    found = json.loads(amopo("memory", "plan", *CLUSTER, "--context", "0", "--json").out)
+    assert found["phases"]["step"]["context"] == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA out of memory. Tried to allocate 2.00 GiB.\nmore", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_a_profile_that_does_not_fit_says_what_would(amopo, tmp_path, monkeypatch, words):
+    pytest.importorskip("transformers")
+    import torch
+
+    import amopo.memory.profile as module
+
+    def full(*_, **__):
+        raise (torch.OutOfMemoryError if "CUDA" in words else RuntimeError)(words)
+
+    monkeypatch.setattr(module, "profile", full)
+    arguments = ("--model", "Qwen2.5-0.5B", "--layers", "2", "--device", "cpu", "--out", tmp_path)
+    outcome = amopo("memory", "profile", *arguments)
+    message = outcome.one_line()
+    assert outcome.status == 1 and words.split("\n")[0] in message and "more" not in message
+    assert "By the plan a row of 6400 tokens takes" in message and message.count(" GiB)") == 3
+    monkeypatch.setattr(module, "profile", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
+    assert "RuntimeError: a bug" in amopo("memory", "profile", *arguments).one_line()
 
 
 def test_the_overview_lists_the_commands(amopo):
