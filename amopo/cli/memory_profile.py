@@ -104,7 +104,7 @@ def _explained(
 ) -> str:
     """What was asked for, the plan's view, and the single changes that free most."""
     plan = make_plan(shape, sample, asked)
-    asked_for = " ".join(str(error).split("\n")[0].split())
+    asked_for = " ".join(str(error).split("\n")[0].split()).rstrip(".")
     # those that this command can run too
     able = [
         c for c in changes(shape, sample, asked, limit=limit) if not c.label.startswith(("--offload", "--optimizer"))

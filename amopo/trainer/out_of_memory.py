@@ -45,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def explained(error: BaseException, trainer: Any) -> torch.OutOfMemoryError:
     """The same error, with what the plan says of the row that ran."""
-    asked = " ".join(str(error).split("\n")[0].split())
+    asked = " ".join(str(error).split("\n")[0].split()).rstrip(".")
     layout: TreeLayout | None = trainer.running_layout
     said = [f"out of memory in optimizer step {trainer.state.global_step + 1}: {asked}"]
     try:
@@ -61,19 +61,23 @@ def _plans_view(trainer: Any, layout: TreeLayout | None) -> list[str]:
     settings = settings_of(trainer)
     row = _row(layout, args.tokens_per_batch)
     now = _plan(shape, row, settings)
-    phases = ", ".join(f"{phase} {now.total(phase) / GIB:.2f}" for phase in now.phases if phase != "load")
-    said = [f"By the plan a row of {row.tokens} tokens takes {now.peak / GIB:.2f} GiB ({phases})"]
+    phases = ", ".join(f"{phase} {_size(now.total(phase))}" for phase in now.phases if phase != "load")
+    said = [f"By the plan a row of {row.tokens} tokens takes {_size(now.peak)} ({phases})"]
     limit = _limit(args.device)
     if limit is not None:
-        said[0] += f" of {limit / GIB:.2f}"
+        said[0] += f" of {_size(limit)}"
     options = _options(shape, row, settings, args)
     fitting = [(label, peak) for label, peak in options if limit is None or peak <= limit]
     # Without a limit, or where nothing fits, what comes closest.
     chosen = fitting[:3] if limit is not None and fitting else sorted(options, key=lambda option: option[1])[:3]
     word = "These would fit" if limit is not None and fitting else "These take least"
     if chosen:
-        said.append(f"{word}: " + "; ".join(f"{label} ({peak / GIB:.2f} GiB)" for label, peak in chosen))
+        said.append(f"{word}: " + "; ".join(f"{label} ({_size(peak)})" for label, peak in chosen))
     return said
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB // 10 else f"{count / (1 << 20):.1f} MiB"
 
 
 def _plan(shape: ModelShape, row: Row, settings: RunSettings) -> Plan:

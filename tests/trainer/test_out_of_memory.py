@@ -38,7 +38,7 @@ def test_the_message_says_what_was_asked_the_plans_view_and_three_settings(tmp_p
     message = str(caught.value)
     assert "optimizer step 2: CUDA out of memory. Tried to allocate 2.00 GiB" in message
     assert "By the plan a row of" in message and "forward" in message and "step" in message
-    assert message.count("GiB);") == 2 and "tokens_per_batch=" in message
+    assert message.count("MiB);") == 2 and "tokens_per_batch=" in message
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
