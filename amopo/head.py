@@ -119,9 +119,11 @@ def head_logps(
     if not isinstance(lm_head, nn.Module):
         raise TypeError(f"lm_head must be a module or a weight tensor [V, H], got {type(lm_head).__name__}")
     path = head_path(lm_head)
-    _check_module(path.base)
 
     def logps_forward(rows: Tensor, targets: Tensor) -> Tensor:
+        # In here, where the module's own call has gathered its weight: under ZeRO-3 a look at it from the causal LM's
+        # forward makes it a parameter of the whole model, gathered from the beginning of a step to its end.
+        _check_module(path.base)
         weight, bias, group = local_weight(path.base, tensor_parallel)
         if path.lora is not None:
             if group is not None:

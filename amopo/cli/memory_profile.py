@@ -1,7 +1,8 @@
 """`amopo memory profile`: real steps of a model of random weights, measured, against the plan.
 
 Writes profile.json, profile.png (stacked bars by phase with the card's limit, and live memory over time) and
-profile.html into `--out`; on CUDA with `--snapshot` also snapshot.pickle for pytorch.org/memory_viz.
+profile.html into `--out`; on CUDA with `--snapshot` also snapshot.pickle for pytorch.org/memory_viz. On a CPU there is
+no snapshot: CUDA's allocator makes it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amopo.cli.errors import UsageError
-from amopo.cli.memory_options import gib, gpu_memory_of, run_options, sample_of, settings_of, shape_from, table
+from amopo.cli.errors import CommandFailed, UsageError
+from amopo.cli.memory_options import GIB, gib, gpu_memory_of, run_options, sample_of, settings_of, shape_from, table
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
-from amopo.memory.shapes import with_layers
+from amopo.memory.advice import changes
+from amopo.memory.plan import make_plan
+from amopo.memory.settings import RunSettings, SampleShape
+from amopo.memory.shapes import ModelShape, with_layers
 
 DESCRIPTION = "Real training steps of a model of random weights, measured by phase, against the plan."
 
@@ -37,6 +41,7 @@ def run(settings: Settings) -> None:
 
     from amopo.memory.profile import profile, record
     from amopo.trainer.forward import patch_forward
+    from amopo.trainer.out_of_memory import is_out_of_memory
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape, sample = shape_from(settings), sample_of(settings)
@@ -51,7 +56,12 @@ def run(settings: Settings) -> None:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     snapshot = out / "snapshot.pickle" if settings.snapshot else None
-    found = profile(shape, sample, asked, patch=patch_forward, steps=settings.steps, snapshot=snapshot)
+    try:
+        found = profile(shape, sample, asked, patch=patch_forward, steps=settings.steps, snapshot=snapshot)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CommandFailed(_explained(error, shape, sample, asked, limit)) from error
     result = {**record(found), "gpu_memory": limit}
     (out / "profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     written = [out / "profile.json"]
@@ -65,8 +75,9 @@ def run(settings: Settings) -> None:
         print(json.dumps(result, indent=1))
         return
     rows = [
-        [phase, gib(peak), gib(found.plan.total(phase)), f"{100 * (found.plan.total(phase) / peak - 1):+.1f} %",
-         gib(found.resident[phase]) if phase in found.resident else ""]
+        [phase, f"{peak / GIB:.3f}", f"{found.plan.total(phase) / GIB:.3f}",
+         f"{100 * (found.plan.total(phase) / peak - 1):+.1f} %",
+         f"{found.resident[phase] / GIB:.3f}" if phase in found.resident else ""]
         for phase, peak in found.peaks.items()
     ]  # fmt: skip
     print(
@@ -76,7 +87,30 @@ def run(settings: Settings) -> None:
     print(
         f"peak: {gib(found.peak)} GiB measured, {gib(found.plan.peak)} planned; {found.tokens_per_second:.0f} tokens/s"
     )
+    if found.resident_before is not None:
+        print(f"resident before the model was built: {found.resident_before / GIB:.3f} GiB")
     if found.reserved is not None:
         print(f"reserved by the allocator: {gib(found.reserved)} GiB")
     for path in written:
         print(path)
+    if snapshot is not None:
+        print(f"{snapshot} (drop it on pytorch.org/memory_viz)")
+    elif device == "cpu":
+        print("(no snapshot for memory_viz: CUDA's allocator makes it, and this ran on a CPU)")
+
+
+def _explained(
+    error: BaseException, shape: ModelShape, sample: SampleShape, asked: RunSettings, limit: int | None
+) -> str:
+    """What was asked for, the plan's view, and the single changes that free most."""
+    plan = make_plan(shape, sample, asked)
+    asked_for = " ".join(str(error).split("\n")[0].split()).rstrip(".")
+    # those that this command can run too
+    able = [
+        c for c in changes(shape, sample, asked, limit=limit) if not c.label.startswith(("--offload", "--optimizer"))
+    ]
+    options = "; ".join(f"{change.label} ({change.peak / GIB:.2f} GiB)" for change in able[:3])
+    return (
+        f"out of memory: {asked_for}. By the plan a row of {plan.row.tokens} tokens takes {plan.peak / GIB:.2f} GiB, "
+        f"in the phase {plan.peak_phase!r}" + (f". These take least: {options}" if options else "")
+    )

@@ -119,7 +119,8 @@ def parse(command: str, description: str, options: Sequence[Option], argv: Seque
         switch = {"nargs": "?", "const": True} if is_switch(option.type) else {}
         parser.add_argument(*flags, dest=option.name, default=argparse.SUPPRESS, **switch)
     named = [option for option in options if option.positional]
-    namespace, rest = parser.parse_known_args(_switches_closed(argv, options) if named else list(argv))
+    words = _negatives_joined(_switches_closed(argv, options) if named else argv)
+    namespace, rest = parser.parse_known_args(words)
     for argument in rest if not named else [argument for argument in rest if argument.startswith("-")]:
         _unknown_argument(argument, by_name)
     if named and rest:
@@ -143,6 +144,18 @@ def _switches_closed(argv: Sequence[str], options: Sequence[Option]) -> list[str
         is_open = argument in switches and following.lower() not in YES_OR_NO
         closed.append(f"{argument}=true" if is_open else argument)
     return closed
+
+
+def _negatives_joined(argv: Sequence[str]) -> list[str]:
+    """`--size -80GB` as `--size=-80GB`: argparse takes it for a flag, and the option could not say what is wrong."""
+    joined: list[str] = []
+    for argument in argv:
+        takes_it = joined and joined[-1].startswith("--") and "=" not in joined[-1]
+        if takes_it and argument[:1] == "-" and argument[1:2].isdigit():
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _general_options() -> list[Option]:

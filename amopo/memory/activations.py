@@ -92,6 +92,15 @@ def layer_backward_extra(shape: ModelShape, row: Row, numbers: Numbers) -> int:
     return row.tokens * (2 * numbers.compute * shape.intermediate + numbers.stream * shape.hidden)
 
 
+def mlp_inputs_extra(shape: ModelShape, row: Row, numbers: Numbers) -> int:
+    """The same in the backward of the up projection: product, activation and up have gone, their gradients stand.
+
+    The gradients of activation and up, that of the residual stream, and that of the projection's input.
+    """
+    c, s = numbers.compute, numbers.stream
+    return row.tokens * (-c * shape.intermediate + (s + c) * shape.hidden)
+
+
 def attention_backward_extra(shape: ModelShape, row: Row, numbers: Numbers) -> int:
     """What attention's backward takes beyond the layer's saved tensors, less what the MLP has released by then.
 

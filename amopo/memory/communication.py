@@ -23,21 +23,23 @@ DDP holds buckets of the size of all gradients from its construction to the end;
 
 Order and lifetimes of fsdp2: torch/distributed/fsdp/_fully_shard.
 
-zero3, with the values that transformers puts for "auto" (H^2 numbers in a reduce bucket): while layers run, at most
-`stage3_max_live_parameters` (1e9) gathered numbers, or the model; one reduce bucket; the whole gradient of the module
-at hand, in bf16; in the step the fp32 gradients of one `sub_group_size` (1e9).
+zero3 (deepspeed/runtime/zero): the weights that `zero3.gathered` counts, and the bucket of the reduction, H^2 numbers,
+which lives from the beginning to the end (`_setup_for_real_optimizer` in stage3.py). In the backward the gradients of
+one bucket stand once more, in the order of the ranks (`reduce_scatter_coalesced` in comm/coalesced_collectives.py). In
+the step the gradients of one sub-group of `sub_group_size` (1e9) numbers stand flat in bf16 and in fp32
+(`_prepare_fp32_grad_for_sub_group`). Where the optimizer is offloaded, each gradient's partition is on the GPU once
+more, in bf16 and fp32, on its way to the host (`partition_grads`); where parameters are, a partition on its way back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from amopo.memory import zero3
 from amopo.memory.model_states import Parts, share
 from amopo.memory.precision import Numbers
 from amopo.memory.settings import RunSettings
 from amopo.memory.shapes import ModelShape
-
-MAX_LIVE, SUB_GROUP = 10**9, 10**9  # DeepSpeed's defaults, in numbers
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         return Traffic(parts.trained * numbers.gradient, 0)
     if settings.engine == "zero3":
         return _zero3(point, shape, parts, settings)
+    if point.startswith(("last layer", "first layer")):  # the same at all points of a layer
+        point = " ".join(point.split()[:2])
+    point = "step" if point == "load" else point
     c = numbers.compute
     layer = c * (shape.layer_parameters + (parts.layer if parts.frozen else 0))
     layer_gradient = c * parts.layer
@@ -88,11 +93,39 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
     return Traffic(gathered.get(point, 0), 0)
 
 
+def sub_group_bytes(shape: ModelShape, parts: Parts, settings: RunSettings) -> int:
+    """Fp32 gradients of one of ZeRO-3's sub-groups: whole partitions until `sub_group_size` numbers are reached."""
+    most = zero3.SUB_GROUP + share(_largest_trained(shape, parts), settings)
+    return 4 * min(most, share(parts.trained, settings))
+
+
+def _largest_trained(shape: ModelShape, parts: Parts) -> int:
+    return max(shape.embedding_parameters if parts.embedding else 0, parts.down)
+
+
 def _zero3(point: str, shape: ModelShape, parts: Parts, settings: RunSettings) -> Traffic:
-    bucket = 2 * shape.hidden**2
-    if point == "step":
-        fp32 = 0 if settings.offload != "none" else 4 * min(SUB_GROUP, share(parts.trained, settings))
-        return Traffic(bucket + fp32, 0)
-    largest = max(shape.layer_parameters, shape.embedding_parameters)
-    gathered = 2 * min(shape.parameters, max(MAX_LIVE, largest))
-    return Traffic(gathered + bucket, 0)
+    bucket = zero3.ITEM * zero3.reduce_bucket(shape)
+    largest = _largest_trained(shape, parts)
+    if point in ("load", "step"):
+        small = zero3.ITEM * zero3.persistent(shape, settings.lora)
+        if settings.offload != "none":
+            return Traffic(bucket + small, 0)
+        flat = sub_group_bytes(shape, parts, settings) if point == "step" else 0
+        return Traffic(bucket + small + flat * 3 // 2, 0)  # fp32, and bf16 from which it is made
+    weights = zero3.gathered(
+        shape, lora=settings.lora, checkpointing=settings.checkpointing, max_live=zero3.MAX_LIVE,
+        max_reuse=zero3.MAX_REUSE,
+    )  # fmt: skip
+    in_layer = point.startswith("layer ") and point != "layer forward"
+    reduced = in_layer or point in ("head reduced", "embedding")
+    on_the_way = 0
+    if reduced and settings.offload != "none":  # bf16 and fp32; on a CPU the former is where it was
+        on_the_way = share(largest, settings) * (6 if settings.device == "cuda" else 4)
+    if settings.offload == "all" and settings.device == "cuda":
+        on_the_way = max(on_the_way, zero3.ITEM * share(shape.embedding_parameters, settings))
+    buckets = 1 if not reduced else 2 if settings.device == "cuda" else 3  # gloo copies what it reduces
+    waits = shape.tied and parts.embedding and in_layer
+    return Traffic(
+        weights[point] + bucket * buckets + on_the_way,
+        zero3.ITEM * parts.embedding if waits else 0,  # for the embedding's own gradient
+    )

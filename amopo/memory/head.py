@@ -35,16 +35,20 @@ def head_memory(
 ) -> HeadMemory:
     """`compute`, `stored`: bytes per number of the products and of the weight; rows counts the head's rows."""
     dtype = _DTYPES[compute]
-    plan = plan_workspace(
-        (rows, hidden, vocab),
-        choose_products(dtype, torch.device(device), None),
-        budget=budget,
-        need_hidden_grad=True,
-        need_weight_grad=not frozen,
-        softcap=softcap,
-        cast_weight=stored != compute,
-        device_type=device,
-    )
+    try:
+        plan = plan_workspace(
+            (rows, hidden, vocab),
+            choose_products(dtype, torch.device(device), None),
+            budget=budget,
+            need_hidden_grad=True,
+            need_weight_grad=not frozen,
+            softcap=softcap,
+            cast_weight=stored != compute,
+            device_type=device,
+        )
+    except ValueError as error:
+        given = "its default" if budget is None else budget
+        raise ValueError(f"head_budget ({given}) is too small: {error}; give more, or fewer tokens") from None
     # hidden rows are an input of the call, and kept where dW is wanted
     inputs = rows * hidden * compute
     kept = plan.kept_rows * row_stride(vocab) * compute + rows * hidden * compute

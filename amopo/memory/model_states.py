@@ -4,11 +4,12 @@
 |---|---|---|---|
 | single, ddp | stored * P | stored * trained | 2 * stored * trained |
 | fsdp2 | stored * P / N | stored * trained / N | 2 * stored * trained / N |
-| zero3 | 2 P / N | 2 * trained / N | (4 + 8) trained / N: fp32 master and two moments |
+| zero3 | 2 P / N | 2 * trained / N, from the beginning | (4 + 8) trained / N: fp32 master and two moments |
 
 with P parameters, N ranks, and the sizes of `precision`. adamw8bit keeps both moments in one byte each and a fp32 scale
 per block of 256 numbers (bitsandbytes, blockwise), and those of embeddings in fp32, as transformers' trainer asks of
-it. Sources: torch.optim.AdamW, torch.distributed.fsdp.fully_shard, deepspeed/runtime/zero/stage3.py.
+it. Sources: torch.optim.AdamW, torch.distributed.fsdp.fully_shard, deepspeed/runtime/zero/stage3.py
+(`_create_fp16_partitions_with_defragmentation`, `_create_fp32_partitions`, `_setup_for_real_optimizer`).
 """
 
 from __future__ import annotations
@@ -70,14 +71,26 @@ def gradient_bytes(count: int, numbers: Numbers, settings: RunSettings) -> int:
 
 def optimizer_bytes(parts: Parts, numbers: Numbers, settings: RunSettings) -> int:
     """Optimizer state, with the fp32 master of zero3."""
-    master = 4 if settings.engine == "zero3" else 0
+    master = master_bytes(parts, settings)
     item = 4 if settings.engine == "zero3" else numbers.stored
     if settings.optimizer == "adamw":
-        return share(parts.trained, settings) * (2 * item + master)
+        return share(parts.trained, settings) * 2 * item + master
     small = share(parts.trained - parts.embedding, settings)
-    return (
-        2 * small
-        + 2 * 4 * math.ceil(small / BLOCK)
-        + share(parts.embedding, settings) * 2 * 4
-        + share(parts.trained, settings) * master
-    )
+    return 2 * small + 2 * 4 * math.ceil(small / BLOCK) + share(parts.embedding, settings) * 2 * 4 + master
+
+
+def master_bytes(parts: Parts, settings: RunSettings) -> int:
+    """The fp32 copy of the weights that zero3 updates."""
+    return 4 * share(parts.trained, settings) if settings.engine == "zero3" else 0
+
+
+def host_bytes(parts: Parts, numbers: Numbers, settings: RunSettings) -> int:
+    """What offloading puts into this rank's host memory: optimizer state and gradients, with "all" the weights too.
+
+    zero3 has the gradients there in bf16, where they are added up, and in fp32, from which the optimizer steps.
+    """
+    if settings.offload == "none":
+        return 0
+    gradient = 4 + (numbers.gradient if settings.engine == "zero3" else 0)
+    held = optimizer_bytes(parts, numbers, settings) + gradient * share(parts.trained, settings)
+    return held + (parameter_bytes(parts, numbers, settings) if settings.offload == "all" else 0)

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amopo.memory import activations
+from amopo.memory import activations, zero3
 from amopo.memory.activations import Row
-from amopo.memory.communication import traffic
+from amopo.memory.communication import sub_group_bytes, traffic
 from amopo.memory.head import HeadMemory, head_memory
 from amopo.memory.model_states import (
     Parts,
     gradient_bytes,
+    host_bytes,
+    master_bytes,
     optimizer_bytes,
     parameter_bytes,
-    share,
     trained_parts,
 )
 from amopo.memory.phases import PHASES
@@ -100,6 +101,16 @@ def plan_row(
     return Plan(shape, sample, settings, row, phases, points.host())
 
 
+@dataclass(frozen=True)
+class _WholeGradients:
+    """At the product of the MLP, at its inputs (0: not a point of its own), at attention, at the layer's end."""
+
+    mlp: int
+    inputs: int
+    attention: int
+    end: int
+
+
 class _Points:
     """The candidates of each phase."""
 
@@ -133,17 +144,22 @@ class _Points:
         self.optimizer = optimizer_bytes(self.parts, numbers, settings) if settings.offload == "none" else 0
 
     def host(self) -> int:
-        """Bytes that offloading puts into this rank's host memory: what it takes off the GPU, gradients in fp32."""
-        numbers, settings = self.numbers, self.settings
-        if settings.offload == "none":
-            return 0
-        held = optimizer_bytes(self.parts, numbers, settings) + 4 * share(self.parts.trained, settings)
-        return held + (parameter_bytes(self.parts, numbers, settings) if settings.offload == "all" else 0)
+        """Bytes that offloading puts into this rank's host memory."""
+        return host_bytes(self.parts, self.numbers, self.settings)
 
     def load(self) -> dict[str, int]:
         """Weights, and what the engine makes at once."""
-        buffers = traffic("step", self.shape, self.parts, self.numbers, self.settings).buffers
-        return {"parameters": self.parameters, "communication": buffers}
+        settings, parts = self.settings, self.parts
+        buffers = traffic("load", self.shape, parts, self.numbers, settings).buffers
+        found = {"parameters": self.parameters, "communication": buffers}
+        if settings.engine != "zero3" or settings.offload != "none":
+            return found
+        # The master is made at once, the moments in the first step. A buffer of fp32 gradients goes before the
+        # gradients' own and the bucket come (`initialize_optimizer_states`, `_setup_for_real_optimizer`).
+        found["optimizer"] = master_bytes(parts, settings)
+        gradients = gradient_bytes(parts.trained, self.numbers, settings)
+        before = {**found, "communication": sub_group_bytes(self.shape, parts, settings)}
+        return _largest([{**found, "gradients": gradients}, before])
 
     def _point(
         self, point: str, activations: int, *, finished: int = 0, whole: int = 0, head: int = 0, attention: int = 0
@@ -152,6 +168,8 @@ class _Points:
         sent = traffic(point, self.shape, self.parts, self.numbers, self.settings)
         sharded = self.settings.engine in ("fsdp2", "zero3")
         offloaded = self.settings.offload != "none"
+        if self.settings.engine == "zero3":  # their partitions are there from the beginning to the end
+            finished = self.parts.trained
         gradients = 0 if offloaded else gradient_bytes(finished, self.numbers, self.settings)
         gradients += sent.gradients + whole * (self.numbers.compute if sharded else self.numbers.gradient)
         return {
@@ -216,27 +234,68 @@ class _Points:
         # tied weights of a sharding engine are reduced at the very end
         after_head = 0 if shape.tied and self.settings.engine == "fsdp2" else self._head_gradient
         points = []
-        for name, below in (("last layer", shape.layers), ("first layer", 1)):
+        if self.settings.engine == "zero3" and self._head_gradient and not shape.tied:
+            # The head's gradient waits for the next one, that of the final norm, before it is reduced.
+            at_norm = self._kept_by_layers + activations.layer_end(shape, row, numbers)
+            points.append(self._point("head reduced", at_norm, whole=self._head_gradient * self._reduced_copies))
+        places = [("last layer", shape.layers), ("first layer", 1)]
+        if self.settings.engine == "zero3":  # what is gathered is another at each layer
+            places = [(f"layer {number}", number + 1) for number in range(shape.layers)]
+        for name, below in places:
             layers = per_layer * below + self.layer + self.copies
             if not self.settings.checkpointing:
                 layers = below * (self.layer + self.copies)
+            layers += self.positions
             finished = after_head + parts.norm + (shape.layers - below) * parts.layer
-            points.append(self._point(name, layers + self.positions + mlp, finished=finished, whole=parts.down))
-            made = parts.layer - (0 if self.frozen_head else shape.qkv_parameters)
-            at_attention = layers + self.positions + attention
-            points.append(self._point(name, at_attention, finished=finished, whole=made, attention=work))
-            at_end = layers - self.layer + activations.layer_end(shape, row, numbers) + self.positions
-            points.append(self._point(name, at_end, finished=finished, whole=parts.layer))
+            whole = self._whole_gradients
+            points.append(self._point(f"{name} mlp", layers + mlp, finished=finished, whole=whole.mlp))
+            if whole.inputs:
+                at_inputs = layers + activations.mlp_inputs_extra(shape, row, numbers)
+                points.append(self._point(f"{name} mlp", at_inputs, finished=finished, whole=whole.inputs))
+            at_attention = layers + attention
+            points.append(
+                self._point(f"{name} attention", at_attention, finished=finished, whole=whole.attention, attention=work)
+            )
+            at_end = layers - self.layer + activations.layer_end(shape, row, numbers)
+            points.append(self._point(f"{name} end", at_end, finished=finished, whole=whole.end))
         finished = after_head + parts.norm + shape.layers * parts.layer
         # A tied weight has the head's gradient already, and the embedding's is made whole before it is added.
         shared = shape.tied and not self.frozen_head
         finished -= after_head if shared else 0
-        point = self._point("embedding", self.hidden, finished=finished, whole=parts.embedding * (2 if shared else 1))
+        whole = parts.embedding * (2 if shared else 1)
+        if self.settings.engine == "zero3":
+            whole = max(whole, parts.embedding * self._reduced_copies)
+        point = self._point("embedding", self.hidden, finished=finished, whole=whole)
         if shared and self.observed:
             item = numbers.compute if self.settings.engine in ("fsdp2", "zero3") else numbers.gradient
             point["gradients"] += parts.embedding * item
         points.append(point)
         return _largest(points)
+
+    @property
+    def _reduced_copies(self) -> int:
+        """How often a gradient stands while ZeRO-3 reduces it: gloo reduces a copy (`ProcessGroupGloo`)."""
+        return 1 if self.settings.device == "cuda" else 2
+
+    @property
+    def _whole_gradients(self) -> _WholeGradients:
+        """Numbers of a layer's gradients that stand whole at the points of its backward."""
+        shape, parts = self.shape, self.parts
+        if self.settings.engine != "zero3":  # all that the layer has made so far
+            made = parts.layer - (0 if self.frozen_head else shape.qkv_parameters)
+            return _WholeGradients(parts.down, 0, made, parts.layer)
+        if self.frozen_head:  # adapters go into the bucket
+            return _WholeGradients(0, 0, 0, 0)
+        # What is larger than the bucket waits outside of it for the next gradient; the rest is copied into it.
+        sizes = {linear.name: linear.inputs * linear.outputs for linear in shape.linears}
+        bucket = zero3.reduce_bucket(shape)
+        waits = {name: size if size > bucket else 0 for name, size in sizes.items()}
+        return _WholeGradients(
+            mlp=sizes["down_proj"],
+            inputs=sizes["up_proj"] + max(waits["down_proj"], waits["up_proj"]) * self._reduced_copies,
+            attention=max(waits["gate_proj"], sizes["o_proj"]),
+            end=sizes["q_proj"],
+        )
 
     def step(self) -> dict[str, int]:
         return self._point("step", 0, finished=self.parts.trained)

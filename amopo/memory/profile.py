@@ -24,7 +24,7 @@ from amopo.memory.configs import config_of, samples_of
 from amopo.memory.plan import Plan, make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import ModelShape
-from amopo.memory.tracking import track
+from amopo.memory.tracking import resident, track
 from amopo.packing.pack import pack
 
 
@@ -32,13 +32,15 @@ from amopo.packing.pack import pack
 class Profile:
     """Measured peaks by phase in bytes, the plan, tokens per second, and what happened over time.
 
-    resident: the process's peak resident set by phase (empty where the system does not tell). reserved: bytes that
-    CUDA's allocator held at most, None elsewhere.
+    resident: the process's peak resident set by phase (empty where the system does not tell); it holds Python, torch
+    and what freed tensors have left to the allocator too, so `resident_before` is that before the model was built.
+    reserved: bytes that CUDA's allocator held at most, None elsewhere.
     """
 
     plan: Plan
     peaks: dict[str, int]
     resident: dict[str, int]
+    resident_before: int | None
     reserved: int | None
     timeline: list[tuple[float, str, int]]
     tokens_per_second: float
@@ -77,14 +79,15 @@ def profile(
     if snapshot is not None and device.type != "cuda":
         raise ValueError("a snapshot for memory_viz is made by CUDA's allocator; leave --snapshot out on a CPU")
     plan = make_plan(shape, sample, settings, observed=True)
-    model = build(shape, settings, device)
-    patch(model, budget=settings.head_budget)
-    batch = pack(samples_of(sample), sharing=sample.sharing).to(device)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    before = resident()
+    seconds = []
     if snapshot is not None:
         torch.cuda.memory._record_memory_history(max_entries=200_000)
-    seconds = []
     try:
+        model = build(shape, settings, device)
+        patch(model, budget=settings.head_budget)
+        batch = pack(samples_of(sample), sharing=sample.sharing).to(device)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
         with track(model, optimizer, device=device) as memory:
             for step in range(steps):
                 begin = time.perf_counter()
@@ -92,7 +95,7 @@ def profile(
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 seconds.append(time.perf_counter() - begin)
-    finally:
+    finally:  # after an error too: what took the memory is what is asked then
         if snapshot is not None:
             torch.cuda.memory._dump_snapshot(str(snapshot))
             torch.cuda.memory._record_memory_history(enabled=None)
@@ -100,6 +103,7 @@ def profile(
         plan=plan,
         peaks=memory.peaks,
         resident=memory.resident,
+        resident_before=before,
         reserved=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
         timeline=memory.timeline,
         tokens_per_second=plan.row.tokens / min(seconds[1:] or seconds),
@@ -157,6 +161,7 @@ def record(found: Profile) -> dict[str, Any]:
         "planned": found.plan.phases,
         "measured": found.peaks,
         "resident": found.resident,
+        "resident_before": found.resident_before,
         "reserved": found.reserved,
         "tokens_per_second": found.tokens_per_second,
         "device": found.device,

@@ -26,7 +26,7 @@ _FILLS = {
     "activations": ("#c0504d", ""), "head": ("#e6a19f", "\\\\"), "attention workspace": ("#8064a2", ""),
     "communication": ("#bfbfbf", "xx"), "context": ("#e6e6e6", ""),
 }  # fmt: skip
-_SHADES = {"forward": "#f2f2f2", "head": "#d9e8f5", "backward": "#f7e3e2", "step": "#e7f0e1"}
+_SHADES = {"forward": "#e3e3e3", "head": "#c9dff2", "backward": "#f5d6d4", "step": "#d7e8cb"}
 
 
 def _stack(
@@ -79,34 +79,50 @@ def draw(result: Mapping[str, Any]) -> Any:
     """The figure of a profile."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(10, 7), layout="constrained")
     bars, line = figure.subplots(2, 1)
     phases = list(result["measured"])
     _stack(bars, result["planned"], phases, shift=-0.2, width=0.36)
     for number, phase in enumerate(phases):
         label = "measured" if number == 0 else None
-        height = result["measured"][phase] / GIB
-        bars.bar(number + 0.2, height, 0.36, color="#ffffff", edgecolor="black", label=label)
-        bars.annotate(f"{height:.1f}", (number + 0.2, height), (0, 2), textcoords="offset points", ha="center")
+        measured, planned = result["measured"][phase] / GIB, sum(result["planned"][phase].values()) / GIB
+        bars.bar(number + 0.2, measured, 0.36, color="#ffffff", edgecolor="black", label=label)
+        for shift, height in ((-0.2, planned), (0.2, measured)):
+            bars.annotate(f"{height:.3g}", (number + shift, height), (0, 2), textcoords="offset points", ha="center")
+    bars.margins(y=0.12)
     _limit(bars, result)
     bars.set_title(f"{result['model']}, {result['row']['tokens']} tokens, {result['device']}: planned and measured")
-    bars.legend(fontsize="small", ncols=2)
+    _legend(bars)
 
     points = result["timeline"]
     if points:
         seconds, live = [point[0] for point in points], [point[2] / GIB for point in points]
         line.step(seconds, live, where="post", color="black", linewidth=0.8)
+        seen: set[str] = set()
         start = 0
         for end in range(1, len(points) + 1):
             if end == len(points) or points[end][1] != points[start][1]:
                 right = seconds[min(end, len(points) - 1)]
-                line.axvspan(seconds[start], right, color=_SHADES.get(points[start][1], "#ffffff"), linewidth=0)
+                phase = points[start][1]
+                label = phase if phase in _SHADES and phase not in seen else None
+                seen.add(phase)
+                line.axvspan(seconds[start], right, color=_SHADES.get(phase, "#ffffff"), linewidth=0, label=label)
                 start = end
-    _limit(line, result)
+    highest = max((point[2] for point in points), default=0)
+    if (result.get("gpu_memory") or 0) < 2 * highest:  # a line far above would press what is measured to the ground
+        _limit(line, result)
+    line.set_ylim(bottom=0)
+    _legend(line)
     line.set_xlabel("seconds")
     line.set_ylabel("GiB")
-    line.set_title("live tensors over time (shaded: forward, head, backward, step)")
+    line.set_title("live tensors over time")
     return figure
+
+
+def _legend(axes: Any) -> None:
+    """Beside the axes: over them it hides bars and the limit."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _limit(axes: Any, result: Mapping[str, Any]) -> None:
@@ -140,8 +156,22 @@ def write_html(result: Mapping[str, Any], path: str | Path) -> Path:
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>body{{font-family:sans-serif;margin:2em}}"
         "td,th{padding:.2em .8em;text-align:right}</style>"
         f"<h1>{title}</h1><p>{html.escape(settings)}</p><table><tr><th>phase, GiB<th>measured<th>planned<th>difference"
-        f"<th>resident</tr>{''.join(rows)}</table><img alt='planned and measured memory' "
-        f"src='data:image/png;base64,{picture}'>\n",
+        f"<th>resident</tr>{''.join(rows)}</table><p>{html.escape(_notes(result))}</p>"
+        f"<img alt='planned and measured memory' src='data:image/png;base64,{picture}'>\n",
         encoding="utf-8",
     )
     return path
+
+
+def _notes(result: Mapping[str, Any]) -> str:
+    """What stands beside the table: resident set, allocator, limit, snapshot."""
+    said = ["Measured are bytes of tensors" if result["device"] == "cpu" else "Measured is what CUDA's allocator gave"]
+    if result.get("resident_before") is not None:
+        said.append(f"resident before the model was built: {result['resident_before'] / GIB:.3f} GiB")
+    if result.get("reserved") is not None:
+        said.append(f"reserved by the allocator: {result['reserved'] / GIB:.3f} GiB")
+    if result.get("gpu_memory"):
+        said.append(f"limit of the card: {result['gpu_memory'] / GIB:.2f} GiB")
+    if result["device"] == "cpu":
+        said.append("there is no snapshot for memory_viz, which CUDA's allocator makes")
+    return "; ".join(said) + "."

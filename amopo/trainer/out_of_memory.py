@@ -46,7 +46,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def explained(error: BaseException, trainer: Any) -> torch.OutOfMemoryError:
     """The same error, with what the plan says of the row that ran."""
-    asked = " ".join(str(error).split("\n")[0].split())
+    asked = " ".join(str(error).split("\n")[0].split()).rstrip(".")
     layout: TreeLayout | None = trainer.running_layout
     said = [f"out of memory in optimizer step {trainer.state.global_step + 1}: {asked}"]
     try:
@@ -62,19 +62,23 @@ def _plans_view(trainer: Any, layout: TreeLayout | None) -> list[str]:
     settings = settings_of(trainer)
     row = _row(layout, args.tokens_per_batch)
     now = _plan(shape, row, settings)
-    phases = ", ".join(f"{phase} {now.total(phase) / GIB:.2f}" for phase in now.phases if phase != "load")
-    said = [f"By the plan a row of {row.tokens} tokens takes {now.peak / GIB:.2f} GiB ({phases})"]
+    phases = ", ".join(f"{phase} {_size(now.total(phase))}" for phase in now.phases if phase != "load")
+    said = [f"By the plan a row of {row.tokens} tokens takes {_size(now.peak)} ({phases})"]
     limit = _limit(args.device)
     if limit is not None:
-        said[0] += f" of {limit / GIB:.2f}"
+        said[0] += f" of {_size(limit)}"
     options = _options(shape, row, settings, args)
     fitting = [(label, peak) for label, peak in options if limit is None or peak <= limit]
     # Without a limit, or where nothing fits, what comes closest.
     chosen = fitting[:3] if limit is not None and fitting else sorted(options, key=lambda option: option[1])[:3]
     word = "These would fit" if limit is not None and fitting else "These take least"
     if chosen:
-        said.append(f"{word}: " + "; ".join(f"{label} ({peak / GIB:.2f} GiB)" for label, peak in chosen))
+        said.append(f"{word}: " + "; ".join(f"{label} ({_size(peak)})" for label, peak in chosen))
     return said
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB // 10 else f"{count / (1 << 20):.1f} MiB"
 
 
 def _plan(shape: ModelShape, row: Row, settings: RunSettings) -> Plan:
@@ -89,6 +93,7 @@ def settings_of(trainer: Any) -> RunSettings:
     peft = getattr(model, "peft_config", None) or {}
     rank = max((getattr(config, "r", 0) or 0 for config in peft.values()), default=0)
     engine = "zero3" if trainer.is_deepspeed_enabled else "fsdp2" if trainer.is_fsdp_enabled else None
+    offload = _offload(args.hf_deepspeed_config) if engine == "zero3" else "none"
     engine = engine or ("ddp" if args.world_size > 1 else "single")
     mixed = args.bf16 or args.fp16 or engine == "zero3" or (half and rank > 0)
     return RunSettings(
@@ -97,11 +102,28 @@ def settings_of(trainer: Any) -> RunSettings:
         gpus_per_node=args.world_size,
         precision="mixed" if mixed else "bf16" if half else "fp32",
         optimizer="adamw8bit" if "8bit" in str(args.optim) else "adamw",
+        offload=offload,
         checkpointing=bool(args.gradient_checkpointing),
         lora=rank or None,
         head_budget=args.head_budget,
         device="cuda" if args.device.type == "cuda" else "cpu",
     )
+
+
+def _offload(deepspeed: Any) -> str:
+    """What DeepSpeed's settings put into host memory.
+
+    Raises:
+        ValueError: another stage than 3.
+    """
+    if not deepspeed.is_zero3():
+        raise ValueError("of DeepSpeed's stages, 3 is planned")
+    devices = {
+        name: deepspeed.get_value(f"zero_optimization.offload_{name}.device", "none") for name in ("param", "optimizer")
+    }
+    if devices["optimizer"] in (None, "none"):
+        return "none"
+    return "optimizer" if devices["param"] in (None, "none") else "all"
 
 
 def _row(layout: TreeLayout | None, tokens: int) -> Row:

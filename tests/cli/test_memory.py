@@ -53,6 +53,9 @@ def test_a_larger_gpu_holds_a_larger_budget(amopo):
             "'80' is 80 bytes; give a positive number with a unit",
         ),
         (("plan", "--model", "Qwen2.5-7B", "--context", "-1"), "--context: '-1' is not a size"),
+        (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "-80GB"), "--gpu-memory: '-80GB' is not a size"),
+        (("plan", "--model", "Qwen2.5-7B", "--context", "-1GiB"), "--context: '-1GiB' is not a size"),
+        (("plan", "--model", "Qwen2.5-7B", "--head-budget", "10"), "head_budget (10) is too small"),
         (("plan", "--model", "Qwen2.5-7B", "--find"), "give --gpu-memory"),
         (("plan", "--model", "Qwen2.5-7B", "--lora", "0"), "lora must be a whole number"),
         (("plan", "--model", "Qwen2.5-7B", "--sharing", "all"), "sharing"),
@@ -146,6 +149,78 @@ def test_a_profile_measures_a_saved_shape(amopo, tmp_path):
     assert "leave --snapshot out on a CPU" in message
 
 
+def test_a_context_of_nothing_is_a_context(amopo):
+    found = json.loads(amopo("memory", "plan", *CLUSTER, "--context", "0", "--json").out)
+    assert found["phases"]["step"]["context"] == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA out of memory. Tried to allocate 2.00 GiB.\nmore", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_a_profile_that_does_not_fit_says_what_would(amopo, tmp_path, monkeypatch, words):
+    pytest.importorskip("transformers")
+    import torch
+
+    import amopo.memory.profile as module
+
+    def full(*_, **__):
+        raise (torch.OutOfMemoryError if "CUDA" in words else RuntimeError)(words)
+
+    monkeypatch.setattr(module, "profile", full)
+    arguments = ("--model", "Qwen2.5-0.5B", "--layers", "2", "--device", "cpu", "--out", tmp_path)
+    outcome = amopo("memory", "profile", *arguments)
+    message = outcome.one_line()
+    assert outcome.status == 1 and words.split("\n")[0].rstrip(".") in message and "more" not in message
+    assert "By the plan a row of 6400 tokens takes" in message and message.count(" GiB)") == 3
+    monkeypatch.setattr(module, "profile", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
+    assert "RuntimeError: a bug" in amopo("memory", "profile", *arguments).one_line()
+
+
 def test_the_overview_lists_the_commands(amopo):
     outcome = amopo("memory")
     assert outcome.status == 0 and "plan" in outcome.out and "simulate" in outcome.out
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A machine on which rows of more than so many tokens do not fit, in training; the rows that were tried."""
+    pytest.importorskip("transformers")
+    import torch
+
+    from amopo.trainer import AMoPOTrainer
+
+    tried = []
+
+    def of(most):
+        run = AMoPOTrainer._run
+
+        def limited(self, model, inputs, **options):
+            tried.append(inputs["input_ids"].shape[1])
+            if tried[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return run(self, model, inputs, **options)
+
+        monkeypatch.setattr(AMoPOTrainer, "_run", limited)
+        return tried
+
+    return of
+
+
+def test_training_that_does_not_fit_says_what_would_in_one_line(amopo, small, data, tmp_path, narrow):
+    narrow(200)
+    outcome = amopo("train", *small, "--data", data, "--objectives", "a,b", "--output-dir", tmp_path / "out", "--quiet")
+    message = outcome.err.splitlines()[-1]
+    assert outcome.status == 1 and "Traceback" not in outcome.err
+    assert "out of memory in optimizer step 2: CUDA out of memory. Tried to allocate 2.00 GiB" in message
+    assert "By the plan a row of" in message and message.count("MiB);") == 2 and "tokens_per_batch=64" in message
+
+
+def test_auto_budget_makes_it_fit(amopo, small, data, tmp_path, narrow, caplog):
+    tried = narrow(200)
+    outcome = amopo(
+        "train", *small, "--data", data, "--objectives", "a,b", "--output-dir", tmp_path / "out", "--auto-budget",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    failed = [tokens for tokens in tried if tokens > 200]
+    assert len(failed) == 2  # 512, then 256; 128 fits, and nothing larger is tried again
+    assert "going on with tokens_per_batch=128" in caplog.text

@@ -82,7 +82,25 @@ def test_offloading_moves_states_to_the_host():
     here = make_plan(QWEN, SAMPLE, RunSettings(engine="zero3", gpus=8))
     away = make_plan(QWEN, SAMPLE, RunSettings(engine="zero3", gpus=8, offload="all"))
     assert here.host == 0 and away.phases["step"]["optimizer"] == 0 == away.phases["step"]["parameters"]
-    assert away.host == (2 + 12 + 4) * QWEN.parameters // 8
+    assert away.host == (2 + 12 + 4 + 2) * QWEN.parameters // 8
+
+
+def test_zero3_gathers_by_its_limits_and_not_the_model():
+    """A layer of 0.49e9 numbers is used again before 1e9 have gone by, a layer further off is not."""
+    from amopo.memory.zero3 import gathered, persistent
+
+    layer, table = QWEN.layer_parameters, QWEN.embedding_parameters
+    limits = {"max_live": 10**9, "max_reuse": 10**9}
+    found = gathered(QWEN, lora=None, checkpointing=True, **limits)
+    assert 2 * layer <= found["layer 40 mlp"] <= 2 * (10**9 + layer)
+    assert found["layer 0 mlp"] >= 2 * table  # the embedding is fetched ahead
+    assert found["head backward"] >= 2 * table
+    # norms and biases, of at most 10 H numbers
+    small = QWEN.layers * (2 * QWEN.hidden + QWEN.query_width + 2 * QWEN.key_width) + QWEN.hidden
+    assert persistent(QWEN) == small
+    # without a limit the whole model stands, once, from the forward to the backward
+    everything = gathered(QWEN, lora=None, checkpointing=False, max_live=10**12, max_reuse=10**12)
+    assert everything["head forward"] == 2 * QWEN.parameters
 
 
 def test_sharing_and_the_released_code_stand_in_order():

@@ -82,20 +82,31 @@ def small(**changes):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
-def test_the_plan_is_within_ten_per_cent_of_real_steps(sharing, checkpointing):
+def test_the_plan_is_within_ten_per_cent_of_real_steps_in_every_phase(sharing, checkpointing):
     sample = dataclasses.replace(SAMPLE, sharing=sharing)
     found = measured(small(), sample, precision="fp32", checkpointing=checkpointing)
+    agrees(found)
+
+
+def agrees(found):
+    assert set(found.peaks) == {"forward", "head", "backward", "step"}
     assert found.plan.peak == pytest.approx(found.peak, rel=0.10)
-    for phase in ("head", "step"):
-        assert found.plan.total(phase) == pytest.approx(found.peaks[phase], rel=0.10), phase
+    for phase, peak in found.peaks.items():
+        assert found.plan.total(phase) == pytest.approx(peak, rel=0.10), phase
 
 
-@pytest.mark.slow
-def test_a_model_of_a_hundred_million_parameters():
+@pytest.mark.parametrize(
+    "precision, checkpointing", [("fp32", True), pytest.param("mixed", False, marks=pytest.mark.slow)]
+)
+def test_so_it_is_for_a_model_of_a_hundred_million_parameters(precision, checkpointing):
+    """The model of docs/memory.md, with one sample in the row."""
     shape = small(layers=12, hidden=640, intermediate=1792, heads=10, kv_heads=2, vocab=32000)
     assert 90e6 < shape.parameters < 110e6
-    found = measured(shape, dataclasses.replace(SAMPLE, samples=2), precision="fp32", checkpointing=True)
-    assert found.plan.peak == pytest.approx(found.peak, rel=0.10)
+    sample = dataclasses.replace(SAMPLE, samples=1)
+    found = measured(shape, sample, precision=precision, checkpointing=checkpointing)
+    agrees(found)
+    if found.resident:  # what is held is in memory, with Python and torch beside it
+        assert found.resident["step"] >= found.peaks["step"] and found.resident_before > 0
 
 
 def test_a_plan_for_the_cpu_is_not_the_plan_for_cuda():

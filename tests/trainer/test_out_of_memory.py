@@ -38,7 +38,7 @@ def test_the_message_says_what_was_asked_the_plans_view_and_three_settings(tmp_p
     message = str(caught.value)
     assert "optimizer step 2: CUDA out of memory. Tried to allocate 2.00 GiB" in message
     assert "By the plan a row of" in message and "forward" in message and "step" in message
-    assert message.count("GiB);") == 2 and "tokens_per_batch=" in message
+    assert message.count("MiB);") == 2 and "tokens_per_batch=" in message
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
@@ -87,3 +87,29 @@ def test_trying_a_batch_changes_nothing_in_the_training(tmp_path):
         trainer.train()
         ways[name] = [p.detach().clone() for p in trainer.model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(ways["plain"], ways["auto"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "zero, expected",
+    [
+        ({"stage": 3}, "none"),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu"}}, "optimizer"),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}, "all"),
+        ({"stage": 3, "offload_optimizer": {"device": "none"}}, "none"),
+    ],
+)
+def test_what_deepspeed_offloads_is_planned_so(zero, expected):
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+
+    from amopo.trainer.out_of_memory import _offload
+
+    assert _offload(HfDeepSpeedConfig({"zero_optimization": zero})) == expected
+
+
+def test_another_stage_of_zero_is_not_planned_as_the_third():
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+
+    from amopo.trainer.out_of_memory import _offload
+
+    with pytest.raises(ValueError, match="3 is planned"):
+        _offload(HfDeepSpeedConfig({"zero_optimization": {"stage": 2}}))
