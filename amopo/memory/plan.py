@@ -5,7 +5,7 @@ Every number follows from sizes; the formulas stand in the modules named below a
 docs/memory.md.
 
     parameters, gradients, optimizer      model_states
-    activations, attention workspace      activations, attention
+    activations, attention workspace      activations, layer_forward, layer_backward, attention
     head                                  head (amopo_kernels.workspace)
     communication                         communication
     context                               given: what CUDA and its libraries take, which is no tensor
@@ -19,6 +19,8 @@ from amopo.memory import activations
 from amopo.memory.activations import Row
 from amopo.memory.communication import traffic
 from amopo.memory.head import HeadMemory, head_memory
+from amopo.memory.layer_backward import backward_points
+from amopo.memory.layer_forward import forward_points
 from amopo.memory.model_states import (
     Parts,
     gradient_bytes,
@@ -123,9 +125,14 @@ class _Points:
         self.hidden = row.tokens * numbers.stream * shape.hidden  # one [T, H] of the residual stream
         self.layer = activations.layer_saved(shape, row, numbers, lora=lora, device=settings.device)
         self.copies = activations.layer_copies(shape, numbers, lora=lora)
+        # Where nothing below is trained, the first norm of the first layer is not in the graph. Checkpointing is: peft
+        # lets the embedding's result require a gradient for it.
+        self.unneeded = 0
+        if lora is not None and not settings.checkpointing:
+            self.unneeded = activations.norm_of_stream(shape, row, numbers, trained=False)
         self.rows = row.rows * shape.hidden * numbers.stream
         self.positions = activations.positions(shape, row, numbers)
-        self.final_norm = activations.final_norm_saved(shape, row, numbers, trained=lora is None)
+        self.final_norm = activations.norm_of_stream(shape, row, numbers, trained=lora is None)
         self.final_norm_running = row.tokens * activations.norm_running(
             shape.hidden, numbers.stream, style=shape.family.norm
         )
@@ -167,9 +174,13 @@ class _Points:
     @property
     def _kept_by_layers(self) -> int:
         """What all layers keep until the backward."""
-        layers = self.shape.layers
-        per_layer = self.hidden if self.settings.checkpointing else self.layer + self.copies
-        return layers * per_layer + self.positions
+        return self._kept_below(self.shape.layers) + self.positions
+
+    def _kept_below(self, layers: int) -> int:
+        """What the lowest layers keep."""
+        if self.settings.checkpointing:
+            return layers * self.hidden
+        return layers * (self.layer + self.copies) - (self.unneeded if layers else 0)
 
     @property
     def _all_copies(self) -> int:
@@ -177,18 +188,19 @@ class _Points:
         return self.shape.layers * self.copies if self.settings.checkpointing else 0
 
     def forward(self) -> dict[str, int]:
-        shape, row = self.shape, self.row
+        shape, row, settings = self.shape, self.row, self.settings
         kept = self._kept_by_layers + self._all_copies
         # The output of the last layer; the embedding is a variable of the body's forward, and layer 0's input.
-        outputs = self.hidden if self.settings.checkpointing else 2 * self.hidden
+        outputs = self.hidden if settings.checkpointing else 2 * self.hidden
         points = [
-            self._point("entering layers", self.hidden + self.positions + self._all_copies),
+            self._point("entering layers", self.hidden + self.positions),
             self._point("entering head", kept + self.final_norm + self.hidden + self.rows),
             self._point("head forward", kept + outputs - self.hidden + self.final_norm_running),
         ]
-        if self.settings.checkpointing:
-            running = activations.layer_forward_running(shape, row, self.numbers)
-            points.append(self._point("layer forward", kept + running))
+        running = forward_points(
+            shape, row, self.numbers, lora=settings.lora, checkpointing=settings.checkpointing
+        )  # fmt: skip
+        points += [self._point("layer forward", kept + size) for size in running.values()]
         return _largest(points)
 
     def head(self) -> dict[str, int]:
@@ -209,34 +221,46 @@ class _Points:
 
     def backward(self) -> dict[str, int]:
         shape, row, numbers, parts = self.shape, self.row, self.numbers, self.parts
-        per_layer = self.hidden if self.settings.checkpointing else 0
-        mlp = activations.layer_backward_extra(shape, row, numbers)
-        attention = activations.attention_backward_extra(shape, row, numbers)
-        work = activations.attention_work(shape, row, numbers) if self.settings.device == "cuda" else 0
         # tied weights of a sharding engine are reduced at the very end
         after_head = 0 if shape.tied and self.settings.engine == "fsdp2" else self._head_gradient
-        points = []
-        for name, below in (("last layer", shape.layers), ("first layer", 1)):
-            layers = per_layer * below + self.layer + self.copies
-            if not self.settings.checkpointing:
-                layers = below * (self.layer + self.copies)
+        at_final_norm = self._kept_by_layers + activations.final_norm_backward(shape, row, numbers)
+        points = [self._point("final norm", at_final_norm, finished=after_head)]
+        if self.settings.engine == "fsdp2" and not shape.tied:  # its gradient, and the buffer that it is reduced from
+            at_head = self._kept_by_layers + self.final_norm + row.rows * numbers.compute * shape.hidden
+            points.append(self._point("head reduced", at_head, finished=parts.head, whole=parts.head))
+        inside = backward_points(
+            shape, row, numbers, lora=self.settings.lora, checkpointing=self.settings.checkpointing,
+            device=self.settings.device,
+        )  # fmt: skip
+        places = {"first layer": 1, "lower layer": 2, "upper layer": shape.layers - 1, "last layer": shape.layers}
+        for name, below in places.items():
+            if name in ("lower layer", "upper layer") and not 1 < below < shape.layers:
+                continue
+            kept = self._kept_below(below if self.settings.checkpointing else below - 1) + self.positions
             finished = after_head + parts.norm + (shape.layers - below) * parts.layer
-            points.append(self._point(name, layers + self.positions + mlp, finished=finished, whole=parts.down))
-            made = parts.layer - (0 if self.frozen_head else shape.qkv_parameters)
-            at_attention = layers + self.positions + attention
-            points.append(self._point(name, at_attention, finished=finished, whole=made, attention=work))
-            at_end = layers - self.layer + activations.layer_end(shape, row, numbers) + self.positions
-            points.append(self._point(name, at_end, finished=finished, whole=parts.layer))
+            for point in inside:
+                points.append(
+                    self._point(
+                        f"{name} {point.place}", kept + point.bytes, finished=finished, whole=point.made,
+                        attention=point.work,
+                    )
+                )  # fmt: skip
         finished = after_head + parts.norm + shape.layers * parts.layer
         # A tied weight has the head's gradient already, and the embedding's is made whole before it is added.
         shared = shape.tied and not self.frozen_head
         finished -= after_head if shared else 0
-        point = self._point("embedding", self.hidden, finished=finished, whole=parts.embedding * (2 if shared else 1))
-        if shared and self.observed:
-            item = numbers.compute if self.settings.engine in ("fsdp2", "zero3") else numbers.gradient
-            point["gradients"] += parts.embedding * item
-        points.append(point)
+        whole = parts.embedding * (2 if shared else 1)
+        points.append(self._point("embedding", self._at_embedding, finished=finished, whole=whole))
+        if shared and self.observed:  # added into a third tensor, when what the first was made of has gone
+            points.append(self._point("embedding", 0, finished=finished, whole=3 * parts.embedding))
         return _largest(points)
+
+    @property
+    def _at_embedding(self) -> int:
+        """The gradient of the embedding's result; adapters under checkpointing make that result a leaf that keeps it."""
+        if self.settings.lora is None:
+            return self.hidden
+        return 2 * self.hidden if self.settings.checkpointing else 0
 
     def step(self) -> dict[str, int]:
         return self._point("step", 0, finished=self.parts.trained)
