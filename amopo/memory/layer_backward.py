@@ -1,12 +1,13 @@
 """The points of a decoder layer's backward where something can be the largest.
 
-`backward_points(shape, row, numbers, ...)` -> `LayerPoint`s in the order of the backward. Bytes are those of the layer
+`backward_points(shape, row, numbers, ...)` -> `LayerPoint`s. Bytes are those of the layer
 itself: what it still has of its saved tensors and of its weight copies, the gradients of activations that stand, and G,
 the gradient of the residual stream. Bytes per token, with the letters of `activations`:
 
 | point | saved tensors that are left | beside them | gradients of weights |
 |---|---|---|---|
 | recompute | all | LoRA under autocast: c I + 4 I, G, 3 s H, c H | - |
+| last norm, Gemma | all | 20 H, G | - |
 | product | all but the product | 3 c I (of the product, of the activation, of up), G | down |
 | up | gate, and what stands before the MLP | 2 c I, c H, G | down, up |
 | gate | what stands before the MLP | c I, 2 c H, G | down, up, gate |
@@ -115,9 +116,12 @@ def backward_points(
         ),
         LayerPoint("end", "end", t * (4 * h - shared + NORM * h + stream), weights(*everything) + norms),
     ]  # fmt: skip
+    if after_mlp:  # its own saved input stays
+        at_norm = all_saved - t * (after_mlp - 4 * h) + t * (NORM * h + stream)
+        points.insert(0, LayerPoint("last norm", "mlp", at_norm + copies(*everything)))
     if shape.family.qk_norm:
         at_norms = begin + 4 * width + NORM * shape.query_width + 2 * c * shape.key_width + stream
-        points.insert(5, LayerPoint("head norms", "attention", t * at_norms + copies(*qkv), weights("o_proj", *of_mlp)))
+        points.append(LayerPoint("head norms", "attention", t * at_norms + copies(*qkv), weights("o_proj", *of_mlp)))
     if checkpointing and numbers.own_copies:
         # The adapters of down_proj read an fp32 copy of the product, which their autocast rounds; the gradients of the
         # layer's output and of its scaled half wait, with the residual, the norm's result and the base's own product.

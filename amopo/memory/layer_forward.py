@@ -7,7 +7,8 @@ Bytes per token, with the letters of `activations`; x the residual that waits:
 | point | checkpointed | not |
 |---|---|---|
 | rotary | norm's result, 4 c Q + 2 c Kv | - |
-| norm | x and the norm's own | - |
+| norm | its input, and two tensors of fp32 | - |
+| head norms | norm's result, q, and two tensors of fp32 | - |
 | product | x, norm's result, 3 c I | x, the norm's result if it is no saved input |
 | up, LoRA | x, norm's result, 4 c I and under autocast 4 H | the same and c I, and under autocast 4 H |
 | down, LoRA under autocast | x, norm's result, 2 c I + 4 I, c H | the same and c I + 4 I, 3 c H |
@@ -24,6 +25,8 @@ from amopo.memory.activations import Row, norm_running, norm_saved
 from amopo.memory.precision import Numbers
 from amopo.memory.shapes import ModelShape
 
+_NORM = 2 * 4  # of a norm whose tensors nobody keeps, beside its input: two at a time, in fp32
+
 
 def forward_points(
     shape: ModelShape, row: Row, numbers: Numbers, *, lora: int | None, checkpointing: bool
@@ -39,8 +42,8 @@ def forward_points(
         begin = s * h + s * h  # the residual, and the norm's result
         points["rotary"] = s * h + 4 * c * shape.query_width + 2 * c * shape.key_width
         if shape.family.qk_norm:
-            points["head norms"] = s * h + norm_running(shape.query_width, c, style=style) + 2 * c * shape.key_width
-        points["norm"] = norm_running(h, s, style=style)
+            points["head norms"] = s * h + (c + _NORM) * shape.query_width
+        points["norm"] = (s + _NORM) * h
         at_product, at_up = 3 * intermediate, 4 * intermediate
         at_down = 2 * intermediate + c * h  # when the adapter reads its input
         waits, not_saved = s * h, 0
@@ -59,7 +62,8 @@ def forward_points(
             points["down"] = begin + at_down + fp32 * shape.intermediate - not_saved
     points["output"] = waits + c * h + s * h
     if last_norm:
-        points["last norm"] = waits + norm_running(h, c, style=style) - not_saved
+        running = (c + _NORM) * h if checkpointing else norm_running(h, c, style=style)
+        points["last norm"] = waits + running - not_saved
     found = {name: row.tokens * size for name, size in points.items()}
     if numbers.autocast:  # the copy of down_proj's weight, or of its adapters', is made when it is read
         down = next(linear for linear in shape.linears if linear.name == "down_proj")

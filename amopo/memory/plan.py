@@ -225,9 +225,12 @@ class _Points:
         after_head = 0 if shape.tied and self.settings.engine == "fsdp2" else self._head_gradient
         at_final_norm = self._kept_by_layers + activations.final_norm_backward(shape, row, numbers)
         points = [self._point("final norm", at_final_norm, finished=after_head)]
-        if self.settings.engine == "fsdp2" and not shape.tied:  # its gradient, and the buffer that it is reduced from
+        if self.settings.engine == "fsdp2":
             at_head = self._kept_by_layers + self.final_norm + row.rows * numbers.compute * shape.hidden
-            points.append(self._point("head reduced", at_head, finished=parts.head, whole=parts.head))
+            if self.frozen_head:
+                points.append(self._point("head backward", at_head))
+            elif not shape.tied:  # the head's gradient, and the buffer that it is reduced from
+                points.append(self._point("head reduced", at_head, finished=parts.head, whole=parts.head))
         inside = backward_points(
             shape, row, numbers, lora=self.settings.lora, checkpointing=self.settings.checkpointing,
             device=self.settings.device,
@@ -257,7 +260,7 @@ class _Points:
 
     @property
     def _at_embedding(self) -> int:
-        """The gradient of the embedding's result; adapters under checkpointing make that result a leaf that keeps it."""
+        """The gradient of the embedding's result; where peft has made that a leaf, the leaf too."""
         if self.settings.lora is None:
             return self.hidden
         return 2 * self.hidden if self.settings.checkpointing else 0

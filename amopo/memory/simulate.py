@@ -85,8 +85,8 @@ def simulate(
     softcap = getattr(config, "attn_logit_softcapping", None)
     if device == "cuda" and softcap is not None:
         raise ValueError(
-            f"attention with a softcap ({softcap}) cannot be simulated: torch's varlen operator has none; the plan of it "
-            "stands, and a configuration with attn_logit_softcapping=None can be simulated"
+            f"attention with a softcap ({softcap}) cannot be simulated: torch's varlen operator has none; it can "
+            "be planned, and a configuration with attn_logit_softcapping=None can be simulated"
         )
 
     model = _build(config, precision, lora)

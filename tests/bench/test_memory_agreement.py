@@ -12,6 +12,7 @@ from bench.common.results import load
 from bench.memory_agreement import DOCUMENT, RESULT, check, difference_of, document_with, replanned, tables
 
 PROMISED = 0.05
+REACHED = 0.005  # of peaks; nothing here runs, so that nothing makes it wider
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,10 @@ def test_every_engine_agrees_on_at_least_twelve_shapes(result, engine):
     of_engine = [record for record in result["records"] if record["key"]["engine"] == engine]
     assert len({record["key"]["model"] for record in of_engine}) >= 12
     for record in of_engine:
-        assert abs(difference_of(record)) < PROMISED, record["key"]
+        assert abs(difference_of(record)) < REACHED, record["key"]
+        stats = record["stats"]
+        for phase, simulated in stats["simulated"].items():
+            assert stats["planned"][phase] == pytest.approx(simulated, rel=PROMISED), (phase, record["key"])
 
 
 def test_every_case_was_simulated(result):

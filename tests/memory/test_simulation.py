@@ -16,7 +16,7 @@ from amopo.memory.shapes import BUILT_IN, ModelShape
 from amopo.packing import pack
 
 SAMPLE = SampleShape(objectives=2, prompt=96, template=8, chosen=64, rejected=48)
-ALLOWED = 0.01  # five times closer than is promised: every formula is exact but for small tensors
+ALLOWED = 0.02  # the promise is 0.05; in models as small as these, tensors count that the plan leaves out
 
 
 def small(family: str, **changes) -> ModelShape:
