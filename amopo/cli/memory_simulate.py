@@ -74,7 +74,17 @@ def _row(name: str, part: dict[str, Any]) -> list[str]:
 def _check(shape: ModelShape, settings: Any, engines: tuple[str, ...]) -> None:
     if settings.engine not in engines:
         raise UsageError(f"--engine: {settings.engine} cannot be simulated; {', '.join(engines)} can")
-    if settings.offload != "none" or settings.optimizer != "adamw":
-        raise UsageError("simulated are runs with --optimizer adamw and --offload none")
+    if settings.offload != "none":
+        raise UsageError(f"--offload: {settings.offload} cannot be simulated; --offload none can")
+    if settings.optimizer != "adamw":
+        raise UsageError(
+            f"--optimizer: {settings.optimizer} cannot be simulated, its kernels (bitsandbytes) run on a GPU alone; "
+            "--optimizer adamw can"
+        )
+    if shape.attention_softcap is not None:
+        raise UsageError(
+            f"--model: attention with a softcap ({shape.name}) cannot be simulated, torch's varlen operator has none; "
+            "give a config.json with attn_logit_softcapping null"
+        )
     if not shape.is_exact:
         raise UsageError(f"--model: layers of type {shape.model_type!r} are not simulated; give one of the families")

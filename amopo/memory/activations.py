@@ -83,65 +83,14 @@ def layer_copies(shape: ModelShape, numbers: Numbers, *, lora: int | None) -> in
     return numbers.compute * (shape.linear_parameters if lora is None else shape.lora_parameters(lora))
 
 
-def layer_backward_extra(shape: ModelShape, row: Row, numbers: Numbers) -> int:
-    """The most that a layer's backward takes beyond what the layer has saved.
-
-    In the backward of gate * up: the gradients of the product, of the activation and of up stand where the product
-    was, with the gradient of the residual stream.
-    """
-    return row.tokens * (2 * numbers.compute * shape.intermediate + numbers.stream * shape.hidden)
-
-
-def mlp_inputs_extra(shape: ModelShape, row: Row, numbers: Numbers) -> int:
-    """The same in the backward of the up projection: product, activation and up have gone, their gradients stand.
-
-    The gradients of activation and up, that of the residual stream, and that of the projection's input.
-    """
-    c, s = numbers.compute, numbers.stream
-    return row.tokens * (-c * shape.intermediate + (s + c) * shape.hidden)
-
-
-def attention_backward_extra(shape: ModelShape, row: Row, numbers: Numbers) -> int:
-    """What attention's backward takes beyond the layer's saved tensors, less what the MLP has released by then.
-
-    The gradients of its output, of q, k and v, and of the residual stream; without the kernel's own workspace.
-    """
-    c = numbers.compute
-    gradients = row.tokens * 2 * c * shape.query_width + 2 * c * row.keys * shape.key_width
-    released = row.tokens * 4 * c * shape.intermediate
-    return gradients + row.tokens * numbers.stream * shape.hidden - released
-
-
-def attention_work(shape: ModelShape, row: Row, numbers: Numbers) -> int:
-    """What the kernel of attention's backward takes inside itself."""
-    return attention.backward_workspace(
-        tokens=row.tokens, keys=row.keys, heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
-        paths=row.paths, itemsize=numbers.compute,
-    )  # fmt: skip
-
-
-def layer_end(shape: ModelShape, row: Row, numbers: Numbers) -> int:
-    """What stands at the end of a layer's backward, in that of its first norm.
-
-    What the norm has saved, the gradients of the residual stream and of the norm's result, and in fp32 those of the
-    scaled input, of the input, and of the input by way of its variance.
-    """
-    saved = norm_saved(shape.hidden, numbers.stream, style=shape.family.norm, trained=True)
-    return row.tokens * (saved + (2 * numbers.stream + 3 * 4) * shape.hidden)
-
-
-def layer_forward_running(shape: ModelShape, row: Row, numbers: Numbers) -> int:
-    """The most that a checkpointed layer takes in the forward, beyond its input.
-
-    In the MLP: the residual, the norm's result, activation, up and product.
-    """
-    c, s = numbers.compute, numbers.stream
-    mlp = s * shape.hidden + s * shape.hidden + 3 * c * shape.intermediate
-    return row.tokens * max(mlp, norm_running(shape.hidden, s, style=shape.family.norm))
-
-
-def final_norm_saved(shape: ModelShape, row: Row, numbers: Numbers, *, trained: bool) -> int:
+def norm_of_stream(shape: ModelShape, row: Row, numbers: Numbers, *, trained: bool) -> int:
+    """What a norm of the residual stream keeps: the final one, or a layer's first."""
     return row.tokens * norm_saved(shape.hidden, numbers.stream, style=shape.family.norm, trained=trained)
+
+
+def final_norm_backward(shape: ModelShape, row: Row, numbers: Numbers) -> int:
+    """In the backward of the final norm: its input in fp32, and five tensors (`layer_backward`)."""
+    return row.tokens * (4 + 5 * 4) * shape.hidden
 
 
 def positions(shape: ModelShape, row: Row, numbers: Numbers) -> int:

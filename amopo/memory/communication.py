@@ -11,7 +11,10 @@ reduce-scatter reads, which lives until the next unit's. l a decoder layer, t th
 | entering the head | - | A_l + U_t + A_t | U_r + A_l |
 | head, forward | - | U_t + A_t | U_r + A_l |
 | head, backward | - | U_t + A_l | U_r + A_l |
+| head, reduced | - | A_l + R_t, and this rank's part | - |
+| final norm, backward | - | A_l + R_t | U_r + G_r + A_l |
 | last layer, backward | - | U_l + A_l + R_t | U_r + G_r + U_l + A_l |
+| a layer between, backward | - | U_l + A_l + R_l | U_r + G_r + U_l + A_l + R_l |
 | first layer, backward | - | U_l + A_e + R_l | U_r + G_r + U_l + R_l |
 | embedding, backward | - | max(U_e + R_l, R_e) | U_r + R_l |
 
@@ -57,9 +60,8 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         return Traffic(parts.trained * numbers.gradient, 0)
     if settings.engine == "zero3":
         return _zero3(point, shape, parts, settings)
-    if point.startswith(("last layer", "first layer")):  # the same at all points of a layer
+    if point.startswith(("last layer", "upper layer", "lower layer", "first layer")):  # the same at all of its points
         point = " ".join(point.split()[:2])
-    point = "step" if point == "load" else point
     c = numbers.compute
     layer = c * (shape.layer_parameters + (parts.layer if parts.frozen else 0))
     layer_gradient = c * parts.layer
@@ -73,20 +75,28 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
             "entering head": layer + table,
             "head forward": layer + table,
             "head backward": layer + table,
+            "final norm": layer + table,
             "last layer": table + layer * (2 if several else 1),
+            "upper layer": table + 2 * layer + layer_gradient,
+            "lower layer": table + 2 * layer + layer_gradient,
             "first layer": table + layer + (layer_gradient if several else 0),
             "embedding": table + layer_gradient,
         }
-        waits = table_gradient if point in ("last layer", "first layer") else 0  # reduced at the end
+        waits = table_gradient if point.endswith("layer") or point == "final norm" else 0  # reduced at the end
         return Traffic(gathered.get(point, 0), waits)
     head_gradient = c * parts.head
+    reduced = c * share(parts.head, settings) if numbers.gradient != c else 0  # this rank's, before it is stored
     gathered = {
         "entering layers": table + max(table, 2 * layer),
         "layer forward": 2 * layer,
         "entering head": layer + 2 * table,
         "head forward": 2 * table,
         "head backward": table + layer,
+        "head reduced": layer + head_gradient + reduced,
+        "final norm": layer + head_gradient,
         "last layer": layer + (layer if several else table) + head_gradient,
+        "upper layer": 2 * layer + layer_gradient,
+        "lower layer": 2 * layer + layer_gradient,
         "first layer": layer + table + (layer_gradient if several else head_gradient),
         "embedding": max(table + layer_gradient, table_gradient),
     }

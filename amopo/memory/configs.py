@@ -40,6 +40,10 @@ def config_of(shape: ModelShape) -> Any:
     }
     if shape.model_type not in ("gemma", "gemma2", "gemma3_text"):
         sizes |= {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
+    if shape.model_type == "gemma2":
+        sizes |= {
+            "attn_logit_softcapping": shape.attention_softcap, "final_logit_softcapping": shape.softcap,
+        }  # fmt: skip
     return getattr(transformers, _CLASSES[shape.model_type])(**sizes)
 
 

@@ -5,7 +5,7 @@ Every number follows from sizes; the formulas stand in the modules named below a
 docs/memory.md.
 
     parameters, gradients, optimizer      model_states
-    activations, attention workspace      activations, attention
+    activations, attention workspace      activations, layer_forward, layer_backward, attention
     head                                  head (amopo_kernels.workspace)
     communication                         communication
     context                               given: what CUDA and its libraries take, which is no tensor
@@ -19,6 +19,8 @@ from amopo.memory import activations, zero3
 from amopo.memory.activations import Row
 from amopo.memory.communication import sub_group_bytes, traffic
 from amopo.memory.head import HeadMemory, head_memory
+from amopo.memory.layer_backward import backward_points
+from amopo.memory.layer_forward import forward_points
 from amopo.memory.model_states import (
     Parts,
     gradient_bytes,
@@ -101,16 +103,6 @@ def plan_row(
     return Plan(shape, sample, settings, row, phases, points.host())
 
 
-@dataclass(frozen=True)
-class _WholeGradients:
-    """At the product of the MLP, at its inputs (0: not a point of its own), at attention, at the layer's end."""
-
-    mlp: int
-    inputs: int
-    attention: int
-    end: int
-
-
 class _Points:
     """The candidates of each phase."""
 
@@ -134,9 +126,14 @@ class _Points:
         self.hidden = row.tokens * numbers.stream * shape.hidden  # one [T, H] of the residual stream
         self.layer = activations.layer_saved(shape, row, numbers, lora=lora, device=settings.device)
         self.copies = activations.layer_copies(shape, numbers, lora=lora)
+        # Where nothing below is trained, the first norm of the first layer is not in the graph. Checkpointing is: peft
+        # lets the embedding's result require a gradient for it.
+        self.unneeded = 0
+        if lora is not None and not settings.checkpointing:
+            self.unneeded = activations.norm_of_stream(shape, row, numbers, trained=False)
         self.rows = row.rows * shape.hidden * numbers.stream
         self.positions = activations.positions(shape, row, numbers)
-        self.final_norm = activations.final_norm_saved(shape, row, numbers, trained=lora is None)
+        self.final_norm = activations.norm_of_stream(shape, row, numbers, trained=lora is None)
         self.final_norm_running = row.tokens * activations.norm_running(
             shape.hidden, numbers.stream, style=shape.family.norm
         )
@@ -185,9 +182,13 @@ class _Points:
     @property
     def _kept_by_layers(self) -> int:
         """What all layers keep until the backward."""
-        layers = self.shape.layers
-        per_layer = self.hidden if self.settings.checkpointing else self.layer + self.copies
-        return layers * per_layer + self.positions
+        return self._kept_below(self.shape.layers) + self.positions
+
+    def _kept_below(self, layers: int) -> int:
+        """What the lowest layers keep."""
+        if self.settings.checkpointing:
+            return layers * self.hidden
+        return layers * (self.layer + self.copies) - (self.unneeded if layers else 0)
 
     @property
     def _all_copies(self) -> int:
@@ -195,18 +196,19 @@ class _Points:
         return self.shape.layers * self.copies if self.settings.checkpointing else 0
 
     def forward(self) -> dict[str, int]:
-        shape, row = self.shape, self.row
+        shape, row, settings = self.shape, self.row, self.settings
         kept = self._kept_by_layers + self._all_copies
         # The output of the last layer; the embedding is a variable of the body's forward, and layer 0's input.
-        outputs = self.hidden if self.settings.checkpointing else 2 * self.hidden
+        outputs = self.hidden if settings.checkpointing else 2 * self.hidden
         points = [
-            self._point("entering layers", self.hidden + self.positions + self._all_copies),
+            self._point("entering layers", self.hidden + self.positions),
             self._point("entering head", kept + self.final_norm + self.hidden + self.rows),
             self._point("head forward", kept + outputs - self.hidden + self.final_norm_running),
         ]
-        if self.settings.checkpointing:
-            running = activations.layer_forward_running(shape, row, self.numbers)
-            points.append(self._point("layer forward", kept + running))
+        running = forward_points(
+            shape, row, self.numbers, lora=settings.lora, checkpointing=settings.checkpointing
+        )  # fmt: skip
+        points += [self._point("layer forward", kept + size) for size in running.values()]
         return _largest(points)
 
     def head(self) -> dict[str, int]:
@@ -227,50 +229,59 @@ class _Points:
 
     def backward(self) -> dict[str, int]:
         shape, row, numbers, parts = self.shape, self.row, self.numbers, self.parts
-        per_layer = self.hidden if self.settings.checkpointing else 0
-        mlp = activations.layer_backward_extra(shape, row, numbers)
-        attention = activations.attention_backward_extra(shape, row, numbers)
-        work = activations.attention_work(shape, row, numbers) if self.settings.device == "cuda" else 0
         # tied weights of a sharding engine are reduced at the very end
         after_head = 0 if shape.tied and self.settings.engine == "fsdp2" else self._head_gradient
-        points = []
-        if self.settings.engine == "zero3" and self._head_gradient and not shape.tied:
-            # The head's gradient waits for the next one, that of the final norm, before it is reduced.
-            at_norm = self._kept_by_layers + activations.layer_end(shape, row, numbers)
-            points.append(self._point("head reduced", at_norm, whole=self._head_gradient * self._reduced_copies))
-        places = [("last layer", shape.layers), ("first layer", 1)]
-        if self.settings.engine == "zero3":  # what is gathered is another at each layer
-            places = [(f"layer {number}", number + 1) for number in range(shape.layers)]
-        for name, below in places:
-            layers = per_layer * below + self.layer + self.copies
-            if not self.settings.checkpointing:
-                layers = below * (self.layer + self.copies)
-            layers += self.positions
+        is_zero3 = self.settings.engine == "zero3"
+        at_final_norm = self._kept_by_layers + activations.final_norm_backward(shape, row, numbers)
+        if is_zero3:  # the head's gradient waits for the next one, that of the final norm, before it is reduced
+            waiting = 0 if shape.tied else self._head_gradient * self._reduced_copies
+            points = [self._point("head reduced", at_final_norm, whole=waiting)]
+        else:
+            points = [self._point("final norm", at_final_norm, finished=after_head)]
+        if self.settings.engine == "fsdp2":
+            at_head = self._kept_by_layers + self.final_norm + row.rows * numbers.compute * shape.hidden
+            if self.frozen_head:
+                points.append(self._point("head backward", at_head))
+            elif not shape.tied:  # the head's gradient, and the buffer that it is reduced from
+                points.append(self._point("head reduced", at_head, finished=parts.head, whole=parts.head))
+        inside = backward_points(
+            shape, row, numbers, lora=self.settings.lora, checkpointing=self.settings.checkpointing,
+            device=self.settings.device,
+        )  # fmt: skip
+        places = {"first layer": 1, "lower layer": 2, "upper layer": shape.layers - 1, "last layer": shape.layers}
+        if is_zero3:  # what is gathered is another at each layer
+            places = {f"layer {number}": number + 1 for number in range(shape.layers)}
+        for name, below in places.items():
+            if name in ("lower layer", "upper layer") and not 1 < below < shape.layers:
+                continue
+            kept = self._kept_below(below if self.settings.checkpointing else below - 1) + self.positions
             finished = after_head + parts.norm + (shape.layers - below) * parts.layer
-            whole = self._whole_gradients
-            points.append(self._point(f"{name} mlp", layers + mlp, finished=finished, whole=whole.mlp))
-            if whole.inputs:
-                at_inputs = layers + activations.mlp_inputs_extra(shape, row, numbers)
-                points.append(self._point(f"{name} mlp", at_inputs, finished=finished, whole=whole.inputs))
-            at_attention = layers + attention
-            points.append(
-                self._point(f"{name} attention", at_attention, finished=finished, whole=whole.attention, attention=work)
-            )
-            at_end = layers - self.layer + activations.layer_end(shape, row, numbers)
-            points.append(self._point(f"{name} end", at_end, finished=finished, whole=whole.end))
+            for point in inside:
+                whole = self._waiting_gradients.get(point.name, 0) if is_zero3 else point.made
+                points.append(
+                    self._point(
+                        f"{name} {point.place}", kept + point.bytes, finished=finished, whole=whole,
+                        attention=point.work,
+                    )
+                )  # fmt: skip
         finished = after_head + parts.norm + shape.layers * parts.layer
         # A tied weight has the head's gradient already, and the embedding's is made whole before it is added.
         shared = shape.tied and not self.frozen_head
         finished -= after_head if shared else 0
         whole = parts.embedding * (2 if shared else 1)
-        if self.settings.engine == "zero3":
+        if is_zero3:
             whole = max(whole, parts.embedding * self._reduced_copies)
-        point = self._point("embedding", self.hidden, finished=finished, whole=whole)
-        if shared and self.observed:
-            item = numbers.compute if self.settings.engine in ("fsdp2", "zero3") else numbers.gradient
-            point["gradients"] += parts.embedding * item
-        points.append(point)
+        points.append(self._point("embedding", self._at_embedding, finished=finished, whole=whole))
+        if shared and self.observed:  # added into a third tensor, when what the first was made of has gone
+            points.append(self._point("embedding", 0, finished=finished, whole=3 * parts.embedding))
         return _largest(points)
+
+    @property
+    def _at_embedding(self) -> int:
+        """The gradient of the embedding's result; where peft has made that a leaf, the leaf too."""
+        if self.settings.lora is None:
+            return self.hidden
+        return 2 * self.hidden if self.settings.checkpointing else 0
 
     @property
     def _reduced_copies(self) -> int:
@@ -278,24 +289,25 @@ class _Points:
         return 1 if self.settings.device == "cuda" else 2
 
     @property
-    def _whole_gradients(self) -> _WholeGradients:
-        """Numbers of a layer's gradients that stand whole at the points of its backward."""
-        shape, parts = self.shape, self.parts
-        if self.settings.engine != "zero3":  # all that the layer has made so far
-            made = parts.layer - (0 if self.frozen_head else shape.qkv_parameters)
-            return _WholeGradients(parts.down, 0, made, parts.layer)
+    def _waiting_gradients(self) -> dict[str, int]:
+        """Numbers of a layer's gradients that stand whole beside ZeRO-3's bucket, at the points of its backward.
+
+        What is larger than the bucket waits outside of it for the next gradient; the rest is copied into it.
+        """
         if self.frozen_head:  # adapters go into the bucket
-            return _WholeGradients(0, 0, 0, 0)
-        # What is larger than the bucket waits outside of it for the next gradient; the rest is copied into it.
-        sizes = {linear.name: linear.inputs * linear.outputs for linear in shape.linears}
-        bucket = zero3.reduce_bucket(shape)
-        waits = {name: size if size > bucket else 0 for name, size in sizes.items()}
-        return _WholeGradients(
-            mlp=sizes["down_proj"],
-            inputs=sizes["up_proj"] + max(waits["down_proj"], waits["up_proj"]) * self._reduced_copies,
-            attention=max(waits["gate_proj"], sizes["o_proj"]),
-            end=sizes["q_proj"],
-        )
+            return {}
+        sizes = {linear.name: linear.inputs * linear.outputs for linear in self.shape.linears}
+        bucket = zero3.reduce_bucket(self.shape)
+        waits = {name: size * self._reduced_copies if size > bucket else 0 for name, size in sizes.items()}
+        return {
+            "product": sizes["down_proj"],
+            "up": sizes["up_proj"] + waits["down_proj"],
+            "gate": sizes["gate_proj"] + waits["up_proj"],
+            "mlp norm": waits["gate_proj"],
+            "attention": max(waits["gate_proj"], sizes["o_proj"]),
+            "head norms": max(waits["o_proj"], sizes["v_proj"]),
+            "end": sizes["q_proj"],
+        }
 
     def step(self) -> dict[str, int]:
         return self._point("step", 0, finished=self.parts.trained)

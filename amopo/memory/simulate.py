@@ -76,8 +76,18 @@ def simulate(
         patch: teaches a model's forward the argument `amopo_layout` (`amopo.trainer.forward.patch_forward`).
         engine: single, ddp or fsdp2. precision: bf16 (all of it), mixed (fp32 weights, bf16 products) or fp32.
         lora: rank of adapters on the linear layers, needs peft. device: whose kernels' workspace is added.
+
+    Raises:
+        ValueError: the model's attention has a softcap, which torch's varlen operator does not have.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    if device == "cuda" and softcap is not None:
+        raise ValueError(
+            f"attention with a softcap ({softcap}) cannot be simulated: torch's varlen operator has none; it can "
+            "be planned, and a configuration with attn_logit_softcapping=None can be simulated"
+        )
 
     model = _build(config, precision, lora)
     with _process_group(engine, gpus) as mesh, FakeTensorMode(allow_non_fake_inputs=True), _kernels_of(device):
@@ -85,6 +95,8 @@ def simulate(
         model.train()
         if checkpointing:
             enable_checkpointing(model)
+            if lora is not None:
+                _no_leaves(model)
         patch(model, budget=head_budget)
         wrapped = wrap(model, engine=engine, mesh=mesh, precision=precision)
         peaks = PhasePeaks(wrapped.tracker)
@@ -124,7 +136,10 @@ def _build(config: Any, precision: str, lora: int | None) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
         options = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
-        return get_peft_model(model, options, autocast_adapter_dtype=precision == "mixed")
+        model = get_peft_model(model, options, autocast_adapter_dtype=precision == "mixed")
+        if precision == "bf16":  # peft gives adapters the dtype of their layer, but not on the meta device
+            model.to(torch.bfloat16)
+        return model
 
 
 def _give_storage(model: nn.Module) -> None:
@@ -236,6 +251,29 @@ class _OperatorWatch(TorchDispatchMode):
         work = torch.empty(max(0, size - given), dtype=torch.uint8, device="cpu")
         del work
         return result
+
+
+class _Reached(torch.autograd.Function):
+    """Its input, as a result of what is trained."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, anchor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def _no_leaves(model: nn.Module) -> None:
+    """Let the embedding's result require a gradient, as peft does under checkpointing, without being a leaf.
+
+    The tracker's hooks on a leaf outlive the step with it and its gradient, which no run without a tracker does.
+    """
+    anchor = torch.zeros((), device="cpu", requires_grad=True)
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: _Reached.apply(output, anchor), prepend=True
+    )
 
 
 def _rank(lora_b: Tensor | None) -> int:

@@ -61,6 +61,12 @@ def test_a_larger_gpu_holds_a_larger_budget(amopo):
         (("plan", "--model", "Qwen2.5-7B", "--sharing", "all"), "sharing"),
         (("simulate", "--model", "Qwen2.5-7B", "--gpus", "8", "--engine", "zero3"), "zero3 cannot be simulated"),
         (("simulate", "--model", "Qwen2.5-7B", "--layers", "0"), "--layers must be at least 1"),
+        (("simulate", "--model", "Qwen2.5-7B", "--optimizer", "adamw8bit"), "adamw8bit cannot be simulated"),
+        (
+            ("simulate", "--model", "Qwen2.5-7B", "--gpus", "8", "--engine", "fsdp2", "--offload", "all"),
+            "--offload: all cannot be simulated",
+        ),
+        (("simulate", "--model", "Gemma-2-9B"), "attention with a softcap (Gemma-2-9B) cannot be simulated"),
     ],
 )
 def test_bad_input_is_one_line(amopo, arguments, message):

@@ -27,7 +27,8 @@ from amopo.memory.profile import build
 from amopo.packing import pack
 from amopo.trainer.forward import patch_forward
 
-STEPS = 3  # DeepSpeed records the order of the modules in the second, and fetches ahead in the third
+FIRST = 3  # DeepSpeed records the order of the modules in the second step, and fetches ahead in the third
+STEPS = 6  # equal from the third on, but for copies that gloo's threads give up late: they only add
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
@@ -77,7 +78,7 @@ def run(name: str, offload: str) -> dict[str, Any]:
     found = {kind: storage_bytes(tensors) for kind, tensors in held.items()}
     found["host"] = storage_bytes(t for kind in host[offload] for t in held[kind])
     found["all"] = storage_bytes(t for tensors in held.values() for t in tensors)
-    peaks = {phase: max(step[phase] for step in memory.steps[STEPS - 1 :]) for phase in memory.steps[-1]}
+    peaks = {phase: min(step[phase] for step in memory.steps[FIRST - 1 :]) for phase in memory.steps[-1]}
     # what DeepSpeed takes for parameters of a module from its `_parameters`, seen from the module around it
     external = len(engine.module._external_params)
     engine.destroy()

@@ -16,7 +16,7 @@ from amopo.memory.shapes import BUILT_IN, ModelShape
 from amopo.packing import pack
 
 SAMPLE = SampleShape(objectives=2, prompt=96, template=8, chosen=64, rejected=48)
-ALLOWED = 0.05
+ALLOWED = 0.02  # the promise is 0.05; in models as small as these, tensors count that the plan leaves out
 
 
 def small(family: str, **changes) -> ModelShape:
@@ -53,6 +53,7 @@ def compare(shape: ModelShape, sample: SampleShape, **settings):
     return plan, found
 
 
+UNCAPPED = small("gemma2", tied=True, attention_softcap=None)
 CASES = [
     (small("qwen2"), "pair", {"precision": "bf16"}),
     (small("qwen2"), "tree", {"precision": "mixed", "checkpointing": True}),
@@ -65,19 +66,51 @@ CASES = [
     (small("llama", tied=True), "none", {"engine": "ddp", "gpus": 2, "precision": "mixed", "checkpointing": True}),
     (small("qwen2"), "pair", {"engine": "fsdp2", "gpus": 32, "precision": "mixed"}),
     (small("qwen2", layers=4), "pair", {"engine": "fsdp2", "gpus": 32, "precision": "mixed", "checkpointing": True}),
-    (small("gemma2", tied=True), "tree", {"engine": "fsdp2", "gpus": 8, "precision": "mixed", "checkpointing": True}),
+    (UNCAPPED, "tree", {"engine": "fsdp2", "gpus": 8, "precision": "mixed", "checkpointing": True}),
     (small("qwen3"), "pair", {"engine": "fsdp2", "gpus": 4, "precision": "bf16"}),
+    # no MLP to speak of, so that attention's backward is the largest
+    (small("qwen3", intermediate=256), "tree", {"precision": "bf16", "checkpointing": True}),
+    # more layers between the first and the last
+    (small("mistral", layers=5, vocab=512), "none", {"engine": "fsdp2", "gpus": 8, "checkpointing": True}),
+]
+ADAPTERS = [
+    (small("qwen2"), "pair", {"precision": "mixed"}),
+    (small("qwen2"), "tree", {"precision": "mixed", "checkpointing": True}),
+    (small("llama"), "pair", {"precision": "bf16"}),
+    (small("qwen2"), "none", {"engine": "ddp", "gpus": 16, "precision": "mixed", "checkpointing": True}),
+    (small("qwen3"), "pair", {"engine": "fsdp2", "gpus": 8, "precision": "mixed"}),
+    (small("mistral"), "tree", {"engine": "fsdp2", "gpus": 8, "precision": "mixed", "checkpointing": True}),
 ]
 
 
-@pytest.mark.parametrize("shape, sharing, settings", CASES, ids=lambda value: getattr(value, "model_type", None))
-def test_the_plan_is_within_five_per_cent_of_the_simulation(shape, sharing, settings):
+def assert_agree(shape, sharing, settings):
     sample = dataclasses.replace(SAMPLE, samples=6, sharing=sharing)
     plan, found = compare(shape, sample, **settings)
     assert plan.peak == pytest.approx(found.peak, rel=ALLOWED)
     # what dominates must not hide what does not
-    for phase in ("forward", "head", "step"):
+    for phase in ("forward", "head", "backward", "step"):
         assert plan.total(phase) == pytest.approx(found.peaks[phase], rel=ALLOWED), phase
+
+
+@pytest.mark.parametrize("shape, sharing, settings", CASES, ids=lambda value: getattr(value, "model_type", None))
+def test_the_plan_is_that_of_the_simulation(shape, sharing, settings):
+    assert_agree(shape, sharing, settings)
+
+
+@pytest.mark.parametrize("shape, sharing, settings", ADAPTERS, ids=lambda value: getattr(value, "model_type", None))
+def test_the_plan_of_adapters_over_a_frozen_base_is_that_of_the_simulation(shape, sharing, settings):
+    pytest.importorskip("peft")
+    assert_agree(shape, sharing, {**settings, "lora": 16})
+
+
+def test_adapters_leave_no_tensor_of_a_step_behind():
+    """The step holds weights, gradients and optimizer state alone; a leaf that a hook kept alive would be there too."""
+    pytest.importorskip("peft")
+    sample = dataclasses.replace(SAMPLE, samples=6)
+    plan, found = compare(small("qwen2"), sample, lora=8, checkpointing=True)
+    assert found.peaks["step"] == pytest.approx(plan.total("step"), rel=1e-3)
+    trained = 2 * small("qwen2").lora_parameters(8)
+    assert found.kinds["step"]["Gradient"] == 4 * trained and found.kinds["step"]["Optstate"] >= 8 * trained
 
 
 def test_a_rank_of_many_holds_less_and_the_simulation_sees_it():
@@ -106,3 +139,9 @@ def test_an_engine_without_a_simulation_is_refused():
 
     with pytest.raises(ValueError, match="zero3.* cannot be simulated; single, ddp, fsdp2 can"):
         wrap(None, engine="zero3", mesh=None, precision="mixed")
+
+
+def test_attention_with_a_softcap_is_refused():
+    """torch's varlen operator, which the simulation runs, would leave it out."""
+    with pytest.raises(ValueError, match="attention with a softcap .50.0. cannot be simulated"):
+        compare(small("gemma2", tied=True), SAMPLE)
