@@ -49,6 +49,14 @@ def wrap(model: nn.Module, *, engine: str, mesh: Any, precision: str) -> Wrapped
                     self._param_to_grad_hook_handles.setdefault(parameter, (_NoHook(), _NoHook()))
             return super()._track_module_params_and_buffers(module, install_grad_hooks)
 
+        def _update_peak_stats(self, peak_state: Any) -> None:
+            # It would go through every module at every operation; the peak of the whole is all that is read.
+            modules, self.memory_tracking = self.memory_tracking, {}
+            try:
+                super()._update_peak_stats(peak_state)
+            finally:
+                self.memory_tracking = modules
+
     tracker = Tracker()
     module = model
     if engine == "ddp":

@@ -216,3 +216,12 @@ def test_a_budget_that_holds_no_sample_names_the_one_that_does():
     assert fill(SAMPLE, one).samples == 1 and fill(SAMPLE, 3 * one - 1).samples == 2
     with pytest.raises(ValueError, match="tokens must be"):
         fill(SAMPLE, -5)
+
+
+@pytest.mark.parametrize("observed, tables", [(False, 2), (True, 3)])
+def test_the_gradients_of_a_tied_weight_meet_in_the_backward(observed, tables):
+    """The head's and the embedding's stand side by side; what a dispatch mode sees is added into a third tensor."""
+    tied = BUILT_IN["Llama-3.2-1B"]
+    plan = make_plan(tied, SAMPLE, RunSettings(checkpointing=True), observed=observed)
+    rest = tied.parameters - tied.embedding_parameters
+    assert plan.phases["backward"]["gradients"] == 4 * (rest + tables * tied.embedding_parameters)
