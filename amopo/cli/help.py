@@ -31,7 +31,7 @@ def help_text(command: str, description: str, options: Sequence[Option], *, ever
         lines += _lines(option)
     hidden = len(options) - len(named) - len(shown)
     if hidden:
-        lines += ["", f"{hidden} more, most of them the trainer's own: amopo {command} --help-all"]
+        lines += ["", f"{hidden} more: amopo {command} --help-all"]
     return "\n".join(lines) + "\n"
 
 

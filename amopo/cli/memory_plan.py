@@ -38,7 +38,13 @@ def options() -> list[Option]:
     return [
         *run_options(),
         Option("gpu_memory", str | None, "of one GPU: 80GB (10^9 bytes), 80GiB", default=None, metavar="SIZE"),
-        Option("context", str, "what CUDA and its libraries take beside tensors; not measured here", default="1GiB"),
+        Option(
+            "context",
+            str,
+            "what CUDA and its libraries take beside tensors; not measured here",
+            default="1GiB",
+            metavar="SIZE",
+        ),
         Option("find", bool, "the smallest cluster of such GPUs that fits", default=False),
         Option("picture", str | None, "also draw the plan into this PNG file", default=None, metavar="FILE"),
         Option("json", bool, "one JSON object, in bytes", default=False),

@@ -1,4 +1,4 @@
-"""The evidence of a lent GPU machine: parts, what narrows them, what is said when time runs out."""
+"""The evidence of a GPU machine: parts, what narrows them, what is said when time runs out."""
 
 from __future__ import annotations
 
