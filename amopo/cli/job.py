@@ -239,6 +239,8 @@ def _make_trainer(
     from amopo.cli.callback import make_callback
     from amopo.trainer.trainer import AMoPOTrainer
 
+    if job.args.head_budget is not None:
+        _check_budget(job, model, train)
     trainer = AMoPOTrainer(
         model,
         job.args,
@@ -248,8 +250,6 @@ def _make_trainer(
         callbacks=[make_callback(console)],
     )
     silence(trainer)
-    if job.args.head_budget is not None:
-        _check_budget(job, model, train)
     return trainer
 
 

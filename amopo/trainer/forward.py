@@ -182,8 +182,8 @@ def patch_forward(
     """
     options = HeadOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
     owner = causal_lm(model)
-    options.check(owner)
     check_packing_support(model if hasattr(model, "peft_config") else owner)
+    options.check(owner)
     body = find_head(owner).body
     check_adapters(owner)
     check_position_ids(body)
