@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tested_versions import check_installed, llamafactory_versions, pins, versions
+from tested_versions import axolotl_versions, check_installed, llamafactory_versions, pins, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "integrations").glob("*.md"))
@@ -67,9 +67,10 @@ def test_the_command_on_the_page_runs(command, tmp_path):
 def test_tested_versions_are_those_that_are_pinned():
     pinned = pins("constraints.txt") | {"triton": "3.9.0"}  # triton: the version that torch asks for
     assert versions() == {package: pinned[package] for package in versions()}
-    axolotl = re.search(r"^AXOLOTL \?= axolotl==(\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
-    pinned = pins("llamafactory.txt") | {"axolotl": axolotl}
+    pinned = pins("llamafactory.txt")
     assert llamafactory_versions() == {package: pinned[package] for package in llamafactory_versions()}
+    pinned = pins("axolotl.txt") | {"torch": versions()["torch"]}  # torch: that of the environment below
+    assert axolotl_versions() == {package: pinned[package] for package in axolotl_versions()}
 
 
 @pytest.mark.parametrize("package", sorted(versions()))
@@ -78,9 +79,25 @@ def test_tested_versions_are_those_that_are_installed(package):
 
 
 def test_every_integration_has_a_page_with_its_version():
-    assert {page.stem for page in PAGES} >= {"README", "plain", "accelerate", "hf", "trl", "peft", "patch", "versions"}
+    pages = {
+        "README",
+        "plain",
+        "accelerate",
+        "hf",
+        "trl",
+        "llamafactory",
+        "axolotl",
+        "clusters",
+        "peft",
+        "patch",
+        "versions",
+    }
+    assert {page.stem for page in PAGES} == pages
+    index = (ROOT / "docs" / "integrations" / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({page}.md)" in index for page in pages - {"README"})
     assert {"torch", "transformers", "accelerate", "peft", "trl", "deepspeed"} <= set(versions())
-    assert {"llamafactory", "axolotl", "torch", "transformers", "trl"} <= set(llamafactory_versions())
+    assert {"llamafactory", "torch", "transformers", "trl"} <= set(llamafactory_versions())
+    assert {"axolotl", "torch", "transformers", "trl"} <= set(axolotl_versions())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
