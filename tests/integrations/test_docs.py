@@ -1,5 +1,6 @@
 """The pages say what is so: their commands run, their versions are those that are installed and pinned."""
 
+import json
 import os
 import re
 import shlex
@@ -62,6 +63,33 @@ def test_the_command_on_the_page_runs(command, tmp_path):
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(PRINTS[name], done.stdout), done.stdout[-3000:]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_the_block_of_the_clusters_page_runs_as_it_stands(tmp_path):
+    """In a folder that holds the examples alone, as a shell would run it; its data and results go there."""
+    page = (ROOT / "docs" / "integrations" / "clusters.md").read_text(encoding="utf-8")
+    install, *lines = re.search(r"```bash\n(.*?)```", page, re.S)[1].splitlines()
+    assert install.startswith("pip install -e") and len(lines) == 2
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, module in (("python", ""), ("torchrun", "-m torch.distributed.run")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -P {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ["bash", "-e", "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("saved in runs/cluster/ddp") == 1, "one process speaks"
+    run = json.loads((tmp_path / "runs" / "cluster" / "ddp" / "amopo_run.json").read_text())
+    assert run["settings"]["world_size"] == 2
 
 
 def test_tested_versions_are_those_that_are_pinned():
