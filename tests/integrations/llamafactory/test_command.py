@@ -23,7 +23,7 @@ COMMANDS = [line for line in re.findall(r"^python .*$", PAGE, re.M) if "examples
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder with the examples, where commands of the page write their runs/; the first one, which makes data, ran."""
+    """A folder with the examples, where the page's commands write runs/; the first one, which makes data, ran."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "examples").symlink_to(ROOT / "examples")
     assert "prepare.py" in COMMANDS[0] and len(COMMANDS) == 3
@@ -70,7 +70,7 @@ def test_two_processes_under_torchrun_log_what_one_process_logs(checkout):
         settings |= {
             "output_dir": f"runs/ranks-{ranks}", "per_device_train_batch_size": 2, "max_steps": 3, "logging_steps": 1,
             "gradient_accumulation_steps": 2 // ranks, "eval_strategy": "no", "val_size": 0.0, "plot_loss": False,
-            "max_samples": 24, "use_cpu": True, "ddp_backend": "gloo", "warmup_ratio": 0.0,
+            "max_samples": 24, "use_cpu": True, "warmup_ratio": 0.0,
         }  # fmt: skip
         (checkout / f"ranks-{ranks}.yaml").write_text(yaml.safe_dump(settings))
         env = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"} if ranks == 2 else {}
