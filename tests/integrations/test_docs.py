@@ -65,6 +65,21 @@ def test_the_command_on_the_page_runs(command, tmp_path):
     assert re.search(PRINTS[name], done.stdout), done.stdout[-3000:]
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem not in ("README", "versions")], ids=lambda page: page.name)
+def test_a_page_says_what_to_install_before_its_first_example(page):
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
+    installing = re.search(r'^(pip install -e "\.\[|make venv-|\S+/pip install -r requirements/)', text, re.M)
+    example = re.search(r"examples/", text)
+    assert installing and example and installing.start() < example.start()
+    for path in re.findall(r"examples/[\w/]+\.\w+|requirements/[\w.]+", text):
+        assert (ROOT / path).is_file(), f"{page.name} names {path}"
+    for extra in re.findall(r'pip install .*-e "\.\[([\w,]+)\]"', page.read_text(encoding="utf-8")):
+        pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert all(re.search(rf"^{name} = ", pyproject, re.M) for name in extra.split(","))
+    for target in re.findall(r"^make ([\w-]+)", text, re.M):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), target
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_the_block_of_the_clusters_page_runs_as_it_stands(tmp_path):
