@@ -4,7 +4,8 @@
 #   make test-deepspeed      the tests that need DeepSpeed, on CPU ranks (a C++ compiler is needed), in .venv-deepspeed
 #   make bench               the benchmarks of this machine's real shapes, into bench/results
 #   make gpu-evidence OUT=d  GPU tests and benchmarks in parts of under nine minutes, run by $(PYTHON)
-#   make test-llamafactory   LLaMA-Factory and axolotl, in .venv-llamafactory (they pin other versions; 6 GB)
+#   make test-llamafactory   LLaMA-Factory, in .venv-llamafactory (it pins other versions; 6 GB)
+#   make test-axolotl        axolotl, in .venv-axolotl; make venv-axolotl only makes that
 #   PYTHON=python3.12        which interpreter the environment is made from
 PYTHON ?= python3
 # torch goes in first, so that everything after it (which may look for torch while being built) finds this version.
@@ -27,7 +28,7 @@ DS_VENV := .venv-deepspeed
 DS_STAMP := $(DS_VENV)/installed.stamp
 SITE = -c 'import site; print(site.getsitepackages()[0])'
 
-.PHONY: demo test test-deepspeed test-llamafactory lint format bench gpu-evidence clean
+.PHONY: demo test test-deepspeed test-llamafactory venv-axolotl test-axolotl lint format bench gpu-evidence clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/cpu/*)
@@ -60,18 +61,33 @@ test-deepspeed: $(DS_STAMP)
 # package of that name.
 LF := .venv-llamafactory
 LF_PIP := $(LF)/bin/python -m pip --disable-pip-version-check
-AXOLOTL ?= axolotl==0.19.0
 
 $(LF)/installed.stamp: requirements/llamafactory.txt
 	test -x $(LF)/bin/python || $(PYTHON) -m venv $(LF)
 	$(LF_PIP) install -r requirements/llamafactory.txt
-	$(LF_PIP) install --no-deps "$(AXOLOTL)"
 	@touch $@
 
 test-llamafactory: $(LF)/installed.stamp
 	AMOPO_SKIP_CPP=1 $(LF_PIP) install -q --no-deps --no-build-isolation --force-reinstall .
 	PYTHONPATH= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LF)/bin/python -P -m pytest -o pythonpath= \
-	  tests/integrations/llamafactory tests/integrations/axolotl $(ARGS)
+	  tests/integrations/llamafactory $(ARGS)
+
+# axolotl and what it pins, over the first environment, whose torch it takes. Tested as installed too, for the same reason.
+AX := .venv-axolotl
+AX_PIP := $(AX)/bin/python -m pip --disable-pip-version-check
+
+$(AX)/installed.stamp: $(STAMP) requirements/axolotl.txt
+	test -x $(AX)/bin/python || $(BIN)/python -m venv $(AX)
+	$(BIN)/python $(SITE) > "$$($(AX)/bin/python $(SITE))/first.pth"
+	$(AX_PIP) install --no-deps -r requirements/axolotl.txt
+	@touch $@
+
+venv-axolotl: $(AX)/installed.stamp
+	AMOPO_SKIP_CPP=1 $(AX_PIP) install -q --no-deps --no-build-isolation --force-reinstall .
+
+test-axolotl: venv-axolotl
+	PYTHONPATH= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 $(AX)/bin/python -P -m pytest -o pythonpath= \
+	  tests/integrations/axolotl $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -91,6 +107,6 @@ gpu-evidence:
 	$(PYTHON) -m bench.evidence --out "$(OUT)" $(if $(PART),--part $(PART)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(DS_VENV) $(LF) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DS_VENV) $(LF) $(AX) build dist *.egg-info runs .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f kernels/amopo_kernels/_C*.so
 	find amopo kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

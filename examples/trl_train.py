@@ -18,10 +18,10 @@ from amopo.integrations.trl import AMoPOConfig, AMoPOTrainer
 def main(script_args, training_args, model_args):
     if script_args.dataset_name:
         dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
-        train, test = (dataset[name] for name in (script_args.dataset_train_split, script_args.dataset_test_split))
     else:
         dataset = Dataset.from_list(tiny.preferences()).train_test_split(test_size=4, seed=0)
-        train, test = dataset["train"], dataset["test"]
+    # Many datasets have no test split; only an evaluation needs one.
+    evaluates = training_args.eval_strategy != "no"
     model, tokenizer = model_args.model_name_or_path, None
     if model is None:
         model, tokenizer = tiny.load()
@@ -35,8 +35,8 @@ def main(script_args, training_args, model_args):
     trainer = AMoPOTrainer(
         model,
         training_args,
-        train_dataset=train,
-        eval_dataset=test if training_args.eval_strategy != "no" else None,
+        train_dataset=dataset[script_args.dataset_train_split],
+        eval_dataset=dataset[script_args.dataset_test_split] if evaluates else None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),

@@ -341,3 +341,30 @@ def test_the_mixin_trains_on_trls_log_probs_as_on_its_own(tokenizer, model, tmp_
         found.append([entry["loss"] for entry in logs(trainer)])
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0][-1] < found[0][0]
     assert difference(*models) < 1e-5
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "test"]])
+def test_the_script_needs_a_test_split_only_to_evaluate(splits, tmp_path):
+    import trl_train
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in splits:
+        datasets.Dataset.from_list(tiny.preferences()[:4]).to_json(data / f"{split}.jsonl")
+    flags = (
+        f"--dataset_name {data} --output_dir {tmp_path / 'out'} --objectives helpfulness brevity --template brief "
+        "--scales helpfulness=0:4,brevity=0:4 --max_steps 2 --logging_steps 1 --use_cpu --report_to none"
+    ).split()
+
+    def run(*more):
+        parser = trl.TrlParser((trl.ScriptArguments, AMoPOConfig, trl.ModelConfig))
+        parsed = parser.parse_args_and_config([*flags, *more])
+        return trl_train.main(*parsed).state.log_history
+
+    assert not [entry for entry in run() if "eval_loss" in entry]
+    evaluating = ["--eval_strategy", "steps", "--eval_steps", "2"]
+    if "test" in splits:
+        assert [entry["step"] for entry in run(*evaluating) if "eval_loss" in entry] == [2]
+    else:
+        with pytest.raises(KeyError, match="test"):
+            run(*evaluating)

@@ -12,20 +12,26 @@ ROOT = Path(__file__).resolve().parents[2]
 _ROW = re.compile(r"^\| `([\w-]+)` \| ([\w.]+) \|", re.M)
 
 
-def _parts() -> tuple[str, str]:
+def _part(title: str) -> dict[str, str]:
+    """Package -> version of the table under a heading of the page."""
     text = (ROOT / "docs" / "integrations" / "versions.md").read_text(encoding="utf-8")
-    main, _, other = text.partition("## LLaMA-Factory and axolotl")
-    return main, other
+    parts = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    return dict(_ROW.findall(parts[title]))
 
 
 def versions() -> dict[str, str]:
     """Package -> version, of the environments of `make test` and `make test-deepspeed`."""
-    return dict(_ROW.findall(_parts()[0]))
+    return _part("amopo")
 
 
 def llamafactory_versions() -> dict[str, str]:
     """The same of the environment of `make test-llamafactory`."""
-    return dict(_ROW.findall(_parts()[1]))
+    return _part("LLaMA-Factory")
+
+
+def axolotl_versions() -> dict[str, str]:
+    """The same of the environment of `make test-axolotl`."""
+    return _part("axolotl")
 
 
 def pins(name: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""axolotl's plugin manager loads the plugin; its data, collator and trainer are AMoPO's."""
+"""axolotl's plugin manager loads the plugin; its data, collator and trainer are AMoPO's, on `AxolotlTrainer`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("axolotl.integrations.base", reason="axolotl is not installed here; run make test-llamafactory")
+pytest.importorskip("axolotl.core.trainers.base", reason="axolotl is not installed here; run make test-axolotl")
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
+from axolotl.core.trainers.base import AxolotlTrainer  # noqa: E402
+from axolotl.core.training_args import AxolotlTrainingArguments  # noqa: E402
 from axolotl.integrations.base import BasePlugin, PluginManager, load_plugin  # noqa: E402
 from axolotl.utils.dict import DictDefault  # noqa: E402
 
@@ -30,16 +31,6 @@ from amopo.trainer.scratch import build_model, train_tokenizer  # noqa: E402
 
 NAME = "amopo.integrations.axolotl.AMoPOPlugin"
 OBJECTIVES = ["helpfulness", "correctness"]
-
-
-def real_trainer():
-    """axolotl's own trainer where all that it needs is installed, else transformers', which it extends."""
-    try:
-        from axolotl.core.trainers.base import AxolotlTrainer
-        from axolotl.core.training_args import AxolotlTrainingArguments
-    except ImportError:
-        return transformers.Trainer, transformers.TrainingArguments
-    return AxolotlTrainer, AxolotlTrainingArguments
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +68,8 @@ def test_the_plugin_manager_takes_the_plugin(cfg, monkeypatch):
     collator, options = manager.get_collator_cls_and_kwargs(cfg)
     assert collator is AMoPOCollator and options == {"num_objectives": 2}
     assert manager.get_training_args(cfg) == {"remove_unused_columns": False}
-    manager.plugins.pop(NAME)
+    found = manager.get_trainer_cls(DictDefault({**cfg, "amopo_beta": 2}))
+    assert issubclass(found, AxolotlTrainer) and found.amopo == Settings(tuple(OBJECTIVES), beta=2.0)
 
 
 def test_every_hook_has_the_arguments_of_the_base_class():
@@ -144,7 +136,6 @@ def test_rows_and_batches_hold_k_prompts_per_sample(cfg, tokenizer):
 
 
 def make_trainer(tokenizer, folder, rows, held_out=None, **changes):
-    base, arguments = real_trainer()
     settings = {
         "output_dir": str(folder), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3,
         "learning_rate": 2e-3, "logging_steps": 1, "lr_scheduler_type": "constant", "save_strategy": "no",
@@ -153,15 +144,14 @@ def make_trainer(tokenizer, folder, rows, held_out=None, **changes):
     from datasets import Dataset
 
     collator = AMoPOCollator(tokenizer, num_objectives=2)
-    extra = {} if base is transformers.Trainer else {"eval_data_collator": collator}
-    return trainer_class(base, Settings(tuple(OBJECTIVES), beta=2.0))(
+    return trainer_class(AxolotlTrainer, Settings(tuple(OBJECTIVES), beta=2.0))(
         model=build_model("nano", tokenizer),
-        args=arguments(**{**settings, **changes}),
+        args=AxolotlTrainingArguments(**{**settings, **changes}),
         data_collator=collator,
         train_dataset=Dataset.from_list(rows),
         eval_dataset=None if held_out is None else Dataset.from_list(held_out),
         processing_class=tokenizer,
-        **extra,
+        eval_data_collator=collator,
     )
 
 

@@ -18,6 +18,8 @@ CASES = {
     "dpo": {"pref_loss": "sigmoid"},
     "dpo, smoothed": {"pref_loss": "sigmoid", "dpo_label_smoothing": 0.2},
     "dpo with an sft term": {"pref_loss": "sigmoid", "pref_ftx": 0.5},
+    "dpo with a bco term": {"pref_loss": "sigmoid", "pref_bco_weight": 0.5},
+    "kto": {"pref_loss": "kto_pair"},
     "dpo, length-desensitised": {"pref_loss": "sigmoid", "ld_alpha": 0.3},
     "hinge": {"pref_loss": "hinge"},
     "ipo": {"pref_loss": "ipo"},
