@@ -15,6 +15,7 @@ from amopo.cli.memory_options import GIB, gib, gpu_memory_of, run_options, sampl
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
 from amopo.memory.advice import changes
+from amopo.memory.exhausted import is_out_of_memory
 from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import ModelShape, with_layers
@@ -41,7 +42,6 @@ def run(settings: Settings) -> None:
 
     from amopo.memory.profile import profile, record
     from amopo.trainer.forward import patch_forward
-    from amopo.trainer.out_of_memory import is_out_of_memory
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape, sample = shape_from(settings), sample_of(settings)
