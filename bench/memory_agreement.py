@@ -52,6 +52,7 @@ class Case:
     checkpointing: bool
     lora: int | None = None
     layers: int = LAYERS
+    accumulation: int = 1
 
     @property
     def shape(self) -> ModelShape:
@@ -67,7 +68,7 @@ class Case:
     def settings(self, engine: str) -> RunSettings:
         return RunSettings(
             engine=engine, gpus=ENGINES[engine], precision=self.precision, checkpointing=self.checkpointing,
-            lora=self.lora,
+            lora=self.lora, accumulation=self.accumulation,
         )  # fmt: skip
 
     def plan(self, engine: str) -> Plan:
@@ -84,7 +85,7 @@ class Case:
         found = simulate(
             config_of(self.shape), pack(samples_of(self.sample), sharing=self.sharing), patch=patch_forward,
             engine=engine, gpus=settings.gpus, precision=self.precision, checkpointing=self.checkpointing,
-            lora=self.lora,
+            lora=self.lora, accumulation=self.accumulation,
         )  # fmt: skip
         return found.peaks
 
@@ -109,6 +110,9 @@ CASES = (
     Case("Qwen2.5-32B", 2, "pair", "mixed", True, lora=16),
     Case("Qwen3-8B", 2, "tree", "bf16", False, lora=64),
     Case("Llama-3.2-1B", 2, "pair", "mixed", True, lora=16),
+    Case("Qwen2.5-32B", 2, "pair", "mixed", True, accumulation=2),
+    Case("Llama-3.2-1B", 2, "pair", "mixed", True, accumulation=2),
+    Case("Qwen2.5-7B", 2, "pair", "bf16", False, accumulation=2),
 )
 FULL = tuple(dataclasses.replace(case, layers=0) for case in CASES)
 
@@ -199,6 +203,7 @@ def _table(records: list[dict]) -> str:
         key, stats, case = record["key"], record["stats"], case_of(record["key"])
         words = [key["precision"], "checkpointing" if key["checkpointing"] else "all kept"]
         words += [] if key["lora"] is None else [f"LoRA {key['lora']}"]
+        words += [] if key["accumulation"] == 1 else [f"{key['accumulation']} micro-batches"]
         tokens = case.plan(key["engine"]).row.tokens
         lines.append(
             f"| {key['model']} | {case.shape.layers} | {tokens} tokens, {key['sharing']} | {', '.join(words)} | "

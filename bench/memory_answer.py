@@ -31,7 +31,7 @@ GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- answer: begin (python -m bench.memory_answer) -->", "<!-- answer: end -->"
 MODEL = "Qwen2.5-32B"
-PAPER = "--gpus 32 --gpu-memory 80GB --engine fsdp2 --checkpointing"
+PAPER = "--gpus 32 --gpu-memory 80GB --engine fsdp2 --checkpointing --accumulate 2"  # two micro-batches a step
 NODE = "--gpus 8 --gpu-memory 80GB --engine fsdp2 --checkpointing"
 ONE = "--gpus 1 --gpu-memory 141GB --lora 16 --checkpointing"
 
@@ -44,10 +44,11 @@ class Row:
     cluster: str
     options: str
     measured_as: tuple[str, int] | None = None
+    model: str = MODEL
 
     @property
     def command(self) -> str:
-        return f"amopo memory plan --model {MODEL} {self.options}"
+        return f"amopo memory plan --model {self.model} {self.options}"
 
 
 A100, H100, H200 = "4 x 8 A100 80GB", "8 x H100 80GB", "1 x H200 141GB"
@@ -55,17 +56,24 @@ ROWS = (
     Row("paper", A100, PAPER),
     Row("paper-kept", A100, PAPER.replace(" --checkpointing", "")),
     Row("paper-tree", A100, f"{PAPER} --sharing tree"),
-    Row("paper-8bit", A100, f"{PAPER} --optimizer adamw8bit"),
+    Row("paper-once", A100, PAPER.replace(" --accumulate 2", "")),
     Row("paper-zero3", A100, PAPER.replace("fsdp2", "zero3")),
     Row("paper-ddp", A100, PAPER.replace("fsdp2", "ddp")),
     Row("node", H100, NODE),
-    Row("node-8bit", H100, f"{NODE} --optimizer adamw8bit"),
+    Row("node-twice", H100, f"{NODE} --accumulate 2"),
     Row("node-lora", H100, f"{NODE} --lora 16"),
     Row("node-zero3", H100, NODE.replace("fsdp2", "zero3")),
     Row("node-offload", H100, f"{NODE.replace('fsdp2', 'zero3')} --offload optimizer"),
     Row("one", H200, ONE, ("qwen2.5-32b-lora", 8192)),
     Row("one-tree", H200, f"{ONE} --sharing tree"),
 )
+EXAMPLE = tuple(
+    Row(
+        f"example-{engine}", A100, model="Qwen2.5-7B",
+        options=f"--gpus 32 --gpu-memory 80GB --engine {engine} --objectives 3 --checkpointing --accumulate 2",
+    )
+    for engine in ("ddp", "fsdp2", "zero3")
+)  # fmt: skip
 FIND = tuple(
     Row(f"find-{memory}-{name}", f"A100 {memory}", f"--gpu-memory {memory} --checkpointing {options} --find")
     for memory in ("40GB", "80GB")
@@ -97,7 +105,7 @@ def measured(row: Row, results: Path) -> int | None:
 
 
 def make_answer(results: Path) -> dict[str, Any]:
-    """{"rows": [...], "find": [...]} in bytes; each with its command."""
+    """{"rows": [...], "example": [...], "find": [...]} in bytes; each with its command."""
     rows = []
     for row in ROWS:
         found = planned(row)
@@ -112,7 +120,12 @@ def make_answer(results: Path) -> dict[str, Any]:
         {"name": row.name, "cluster": row.cluster, "command": row.command, **planned(row)["smallest_cluster"]}
         for row in FIND
     ]
-    return {"model": MODEL, "rows": rows, "find": find}
+    example = []
+    for row in EXAMPLE:
+        found = planned(row)
+        kept = {name: found[name] for name in ("gpu_memory", "peak", "fits", "largest_tokens")}
+        example.append({"name": row.name, "cluster": row.cluster, "command": row.command, **kept})
+    return {"model": MODEL, "rows": rows, "example": example, "find": find}
 
 
 def _gib(size: int) -> str:
@@ -133,20 +146,22 @@ def in_words(answer: dict[str, Any]) -> str:
 
     paper, methods = rows["paper"], rows["paper"]["methods"]
     kept = rows["paper-kept"]["peak"] - paper["peak"]
-    small = paper["peak"] - rows["paper-8bit"]["peak"]
+    once = paper["peak"] - rows["paper-once"]["peak"]
     most = {name: methods[name]["largest_samples"] for name in METHODS}
     numbers = [str(number) for number, name in enumerate(rows, start=1) if name in ("paper", "node", "one")]
     return (
         f"**Will it fit?** By the plan, with K = 4 objectives and rows of {paper['row']['tokens']} tokens: all weights "
-        f"trained on the paper's 32 A100 80GB, {verdict('paper')}; on 8 H100 80GB, {verdict('node')}; with LoRA of "
-        f"rank 16 on one H200 141GB, {verdict('one')}. "
+        f"trained on the paper's 32 A100 80GB, with the paper's two micro-batches a step, {verdict('paper')}; on 8 "
+        f"H100 80GB, with one micro-batch, {verdict('node')}; with LoRA of rank 16 on one H200 141GB, "
+        f"{verdict('one')}. "
         "**With which settings?** `--engine fsdp2 --checkpointing`, and `--lora 16 --checkpointing` on one GPU (rows "
-        f"{', '.join(numbers)} below); for all weights the smallest clusters are {find['find-80GB-fsdp2']} A100 80GB "
-        f"or {find['find-40GB-fsdp2']} A100 40GB. "
+        f"{', '.join(numbers)} below); for all weights and one micro-batch the smallest clusters are "
+        f"{find['find-80GB-fsdp2']} A100 80GB or {find['find-40GB-fsdp2']} A100 40GB. "
         f"**What does each choice cost?** On the 32 GPUs, `--checkpointing` saves {_gib(kept)} GiB for one more "
-        f"forward of every layer; `--optimizer adamw8bit` saves {_gib(small)} GiB for moments of 8 bits; `--sharing "
-        f"tree` holds {most['amopo tree']} samples in a row where `pair` holds {most['amopo pair']} and the released "
-        f"code {most['released']}, for templates that stand behind the prompt, which is another input."
+        f"forward of every layer; the second micro-batch takes {_gib(once)} GiB, since the gradients of the first "
+        f"stand beside it; `--sharing tree` holds {most['amopo tree']} samples in a row where `pair` holds "
+        f"{most['amopo pair']} and the released code {most['released']}, for templates that stand behind the prompt, "
+        "which is another input."
     )
 
 
@@ -200,6 +215,20 @@ def render(answer: dict[str, Any]) -> str:
     ]  # fmt: skip
     parts.append(table(["", "cluster", "options", *METHODS], lines))
     parts.append("![peak against samples in a row, by method](images/memory-32b-methods.png)")
+
+    parts.append("### examples/cluster/paper.yaml")
+    parts.append(
+        _wrapped(
+            "Qwen2.5-7B, three objectives, rows of at most 8192 tokens, two micro-batches a step. It "
+            + " and ".join(
+                f"{'fits' if row['fits'] else 'does **not** fit'} under {row['name'].removeprefix('example-')} "
+                f"({_gib(row['peak'])} of {_gib(row['gpu_memory'])} GiB)"
+                for row in answer["example"]
+            )
+            + "."
+        )
+    )
+    parts.append("\n".join(["```", *(row["command"] for row in answer["example"]), "```"]))
 
     parts.append("### The smallest cluster")
     lines = []

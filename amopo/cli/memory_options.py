@@ -56,6 +56,10 @@ def run_options() -> list[Option]:
     ]
 
 
+def accumulate_option() -> Option:
+    return Option("accumulate", int, "micro-batches of a step (gradient_accumulation_steps)", default=1)
+
+
 def shape_from(settings: Settings) -> ModelShape:
     """The shape of `--model`; of a family whose code was not read, its parameters are counted by transformers.
 
@@ -79,7 +83,10 @@ def shape_from(settings: Settings) -> ModelShape:
 def settings_of(settings: Settings, **fixed: Any) -> RunSettings:
     engine = settings.engine or ("single" if settings.gpus == 1 else "fsdp2")
     names = ("gpus", "gpus_per_node", "precision", "optimizer", "offload", "checkpointing", "lora", "head_budget")
-    return RunSettings(**{"engine": engine, **{name: settings.values[name] for name in names}, **fixed})
+    given = {name: settings.values[name] for name in names}
+    if "accumulate" in settings.values:  # not every command takes several micro-batches
+        given["accumulation"] = settings.values["accumulate"]
+    return RunSettings(**{"engine": engine, **given, **fixed})
 
 
 def sample_of(settings: Settings) -> SampleShape:

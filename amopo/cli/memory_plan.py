@@ -13,6 +13,7 @@ from typing import Any
 
 from amopo.cli.errors import UsageError
 from amopo.cli.memory_options import (
+    accumulate_option,
     gib,
     gpu_memory_of,
     run_options,
@@ -37,6 +38,7 @@ DESCRIPTION = "Memory of a training step on one GPU, computed from the sizes of 
 def options() -> list[Option]:
     return [
         *run_options(),
+        accumulate_option(),
         Option("gpu_memory", str | None, "of one GPU: 80GB (10^9 bytes), 80GiB", default=None, metavar="SIZE"),
         Option("context", str, "what CUDA and its libraries take beside tensors; not measured here", default="1GiB"),
         Option("find", bool, "the smallest cluster of such GPUs that fits", default=False),
@@ -116,6 +118,7 @@ def _text(plan: Plan, result: dict[str, Any]) -> str:
         f"{shape.name}: {shape.parameters / 1e9:.2f} billion parameters, {trained}, {settings.precision}, "
         f"{settings.optimizer}, {settings.engine} on {settings.gpus} GPU{'s' if settings.gpus > 1 else ''}"
         + (", checkpointing" if settings.checkpointing else "")
+        + (f", {settings.accumulation} micro-batches a step" if settings.accumulation > 1 else "")
         + (f", offload {settings.offload}" if settings.offload != "none" else ""),
         f"{sample.samples} sample{'s' if sample.samples > 1 else ''} of K = {sample.objectives} in a row of "
         f"{plan.row.tokens} tokens ({plan.row.rows} rows of the head), sharing {sample.sharing}",
@@ -159,6 +162,8 @@ def _methods(methods: dict[str, dict[str, Any]], limit: int | None) -> str:
 def _why_no_cluster(settings: RunSettings) -> str:
     if settings.engine == "ddp":
         return "no cluster of such GPUs fits: ddp holds all states on each; give --engine fsdp2 or zero3"
+    if settings.optimizer == "adamw8bit":
+        return "one such GPU does not hold it, and adamw8bit is for single and ddp alone; give --optimizer adamw"
     return (
         "no cluster of such GPUs fits: what one rank keeps for its own row is too large; lower --tokens, or take a "
         "change below"

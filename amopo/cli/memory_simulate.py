@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from amopo.cli.errors import UsageError
-from amopo.cli.memory_options import gib, run_options, sample_of, settings_of, shape_from, table
+from amopo.cli.memory_options import accumulate_option, gib, run_options, sample_of, settings_of, shape_from, table
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
 from amopo.memory.plan import make_plan
@@ -21,6 +21,7 @@ def options() -> list[Option]:
     need("transformers", "hf")
     return [
         *run_options(),
+        accumulate_option(),
         Option("layers", int | None, "simulate so many layers (default: all)", default=None),
         Option("json", bool, "one JSON object, in bytes", default=False),
     ]
@@ -49,7 +50,7 @@ def run(settings: Settings) -> None:
         found = simulate(
             config_of(shape), pack(samples_of(sample), sharing=sample.sharing), patch=patch_forward,
             engine=asked.engine, gpus=asked.gpus, precision=asked.precision, checkpointing=asked.checkpointing,
-            lora=asked.lora, head_budget=asked.head_budget,
+            lora=asked.lora, accumulation=asked.accumulation, head_budget=asked.head_budget,
         )  # fmt: skip
     finally:
         logger.setLevel(level)

@@ -91,6 +91,8 @@ def _alternatives(sample: SampleShape, settings: RunSettings) -> Iterator[tuple[
 
     if not settings.checkpointing:
         yield from setting("--checkpointing", checkpointing=True)
+    if settings.accumulation > 1:
+        yield from setting("--accumulate 1", accumulation=1)
     if settings.lora is None:
         yield from setting("--lora 16", lora=16)
     if settings.optimizer == "adamw":
@@ -131,13 +133,15 @@ def smallest_cluster(
     """The plan with the fewest GPUs whose peak stays within `limit`; one GPU runs without an engine.
 
     Tried are any number of GPUs of one node, and whole nodes. None where more GPUs do not help: ddp holds all states on
-    each, and the activations of one rank's row are the same in any cluster.
+    each, and the activations of one rank's row are the same in any cluster; or where the optimizer is not for several.
     """
     for gpus in itertools.takewhile(lambda gpus: gpus <= MOST_GPUS, _clusters(settings.gpus_per_node)):
         engine = settings.engine if settings.engine != "single" else "fsdp2"
         if gpus == 1 and settings.offload == "none":
             engine = "single"
         if engine == "ddp" and gpus > 2:  # the same on each, however many there are
+            return None
+        if engine in ("fsdp2", "zero3") and settings.optimizer == "adamw8bit":  # they refuse it
             return None
         plan = make_plan(shape, sample, dataclasses.replace(settings, engine=engine, gpus=gpus), context=context)
         if plan.peak <= limit:

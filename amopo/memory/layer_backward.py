@@ -8,6 +8,7 @@ the gradient of the residual stream. Bytes per token, with the letters of `activ
 |---|---|---|---|
 | recompute | all | LoRA under autocast: c I + 4 I, G, 3 s H, c H | - |
 | last norm, Gemma | all | 20 H, G | - |
+| down | all | c I, G | down |
 | product | all but the product | 3 c I (of the product, of the activation, of up), G | down |
 | up | gate, and what stands before the MLP | 2 c I, c H, G | down, up |
 | gate | what stands before the MLP | c I, 2 c H, G | down, up, gate |
@@ -36,13 +37,17 @@ NORM = 5 * 4  # bytes per number in the backward of a norm
 
 @dataclass(frozen=True)
 class LayerPoint:
-    """place: mlp, attention or end, for what engines have gathered there. made: numbers of whole weight gradients."""
+    """place: mlp, attention or end, for what engines have gathered there. made: numbers of whole weight gradients.
+
+    latest: those of them that were made last, and stand alone until they are added to a gradient that is there already.
+    """
 
     name: str
     place: str
     bytes: int
     made: int = 0
     work: int = 0
+    latest: int = 0
 
 
 def backward_points(
@@ -95,6 +100,10 @@ def backward_points(
     before_mlp = t * (until_mlp + norm + mlp_input + 2 * adapters) + of_attention
     gradients_of_qkv = t * 2 * c * shape.query_width + 2 * c * row.keys * shape.key_width
     points = [
+        LayerPoint(  # the largest only where the gradient that it makes is added to another
+            "down", "mlp", all_saved + t * (intermediate - after_mlp - adapters + stream) + copies(*everything),
+            weights("down_proj"), latest=weights("down_proj"),
+        ),
         LayerPoint(
             "product", "mlp", all_saved + t * (2 * intermediate - after_mlp - adapters + stream)
             + copies(*qkv, "o_proj", "gate_proj", "up_proj"), weights("down_proj"),
@@ -102,10 +111,11 @@ def backward_points(
         LayerPoint(
             "up", "mlp", before_mlp + t * (3 * intermediate + c * h + stream)
             + copies(*qkv, "o_proj", "gate_proj", "up_proj"), weights("down_proj", "up_proj"),
+            latest=weights("up_proj"),
         ),
         LayerPoint(
             "gate", "mlp", before_mlp + t * (intermediate + 2 * c * h + stream)
-            + copies(*qkv, "o_proj", "gate_proj"), weights(*of_mlp),
+            + copies(*qkv, "o_proj", "gate_proj"), weights(*of_mlp), latest=weights("gate_proj"),
         ),
         LayerPoint(
             "mlp norm", "mlp", t * (until_mlp + 4 * h + NORM * h + stream) + of_attention + copies(*qkv, "o_proj"),

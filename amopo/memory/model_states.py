@@ -87,10 +87,11 @@ def master_bytes(parts: Parts, settings: RunSettings) -> int:
 def host_bytes(parts: Parts, numbers: Numbers, settings: RunSettings) -> int:
     """What offloading puts into this rank's host memory: optimizer state and gradients, with "all" the weights too.
 
-    zero3 has the gradients there in bf16, where they are added up, and in fp32, from which the optimizer steps.
+    zero3 has the gradients there in bf16, where they are added up, and in fp32, from which the optimizer steps; fsdp2
+    has them once, as it stores parameters.
     """
     if settings.offload == "none":
         return 0
-    gradient = 4 + (numbers.gradient if settings.engine == "zero3" else 0)
+    gradient = numbers.gradient + (4 if settings.engine == "zero3" else 0)
     held = optimizer_bytes(parts, numbers, settings) + gradient * share(parts.trained, settings)
     return held + (parameter_bytes(parts, numbers, settings) if settings.offload == "all" else 0)

@@ -161,14 +161,27 @@ class _Points:
         return _largest([{**found, "gradients": gradients}, before])
 
     def _point(
-        self, point: str, activations: int, *, finished: int = 0, whole: int = 0, head: int = 0, attention: int = 0
+        self,
+        point: str,
+        activations: int,
+        *,
+        finished: int = 0,
+        whole: int = 0,
+        beside: int = 0,
+        head: int = 0,
+        attention: int = 0,
     ) -> dict[str, int]:
-        """finished: parameters whose gradients are complete. whole: those of this point, where nothing is sharded."""
+        """finished: parameters whose gradients are complete. whole: those of this point, where nothing is sharded.
+
+        beside: complete ones that are not yet added to those of the micro-batches before.
+        """
         sent = traffic(point, self.shape, self.parts, self.numbers, self.settings)
         sharded = self.settings.engine in ("fsdp2", "zero3")
         offloaded = self.settings.offload != "none"
         if self.settings.engine == "zero3":  # their partitions are there from the beginning to the end
             finished = self.parts.trained
+        elif self.settings.accumulation > 1:  # those of the micro-batches before
+            finished = self.parts.trained + beside
         gradients = 0 if offloaded else gradient_bytes(finished, self.numbers, self.settings)
         gradients += sent.gradients + whole * (self.numbers.compute if sharded else self.numbers.gradient)
         return {
@@ -236,18 +249,22 @@ class _Points:
         # tied weights of a sharding engine are reduced at the very end
         after_head = 0 if shape.tied and self.settings.engine == "fsdp2" else self._head_gradient
         is_zero3 = self.settings.engine == "zero3"
+        # autograd adds the two gradients of a tied weight before it adds their sum to the gradient that is there
+        waits = after_head if shape.tied else 0
         at_final_norm = self._kept_by_layers + activations.final_norm_backward(shape, row, numbers)
         if is_zero3:  # the head's gradient waits for the next one, that of the final norm, before it is reduced
             waiting = 0 if shape.tied else self._head_gradient * self._reduced_copies
             points = [self._point("head reduced", at_final_norm, whole=waiting)]
         else:
-            points = [self._point("final norm", at_final_norm, finished=after_head)]
+            points = [self._point("final norm", at_final_norm, finished=after_head, beside=waits)]
         if self.settings.engine == "fsdp2":
             at_head = self._kept_by_layers + self.final_norm + row.rows * numbers.compute * shape.hidden
             if self.frozen_head:
                 points.append(self._point("head backward", at_head))
             elif not shape.tied:  # the head's gradient, and the buffer that it is reduced from
-                points.append(self._point("head reduced", at_head, finished=parts.head, whole=parts.head))
+                points.append(
+                    self._point("head reduced", at_head, finished=parts.head, whole=parts.head, beside=parts.head)
+                )
         inside = backward_points(
             shape, row, numbers, lora=self.settings.lora, checkpointing=self.settings.checkpointing,
             device=self.settings.device,
@@ -262,9 +279,11 @@ class _Points:
             finished = after_head + parts.norm + (shape.layers - below) * parts.layer
             for point in inside:
                 whole = self._waiting_gradients.get(point.name, 0) if is_zero3 else point.made
+                if self.settings.accumulation > 1 and not self.settings.sharded:
+                    whole = point.latest
                 points.append(
                     self._point(
-                        f"{name} {point.place}", kept + point.bytes, finished=finished, whole=whole,
+                        f"{name} {point.place}", kept + point.bytes, finished=finished, whole=whole, beside=waits,
                         attention=point.work,
                     )
                 )  # fmt: skip

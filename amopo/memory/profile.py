@@ -73,6 +73,8 @@ def profile(
         raise ValueError(f"profile runs engine 'single' in one process, not {settings.engine!r}; give --gpus 1")
     if settings.optimizer != "adamw" or settings.offload != "none":
         raise ValueError("profile runs --optimizer adamw without --offload")
+    if settings.accumulation > 1:
+        raise ValueError("profile runs one micro-batch a step; leave accumulation out")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -21,8 +21,8 @@ DEVICES = ("cuda", "cpu")
 class RunSettings:
     """Engine, precision and what is trained. `lora`: rank of adapters on the layers' linear layers, the rest frozen.
 
-    gpus_per_node: a cluster has whole nodes, or less than one. head_budget: as in `AMoPOConfig`. device: whose kernels
-    run.
+    gpus_per_node: a cluster has whole nodes, or less than one. accumulation: micro-batches of an optimizer step
+    (`gradient_accumulation_steps`). head_budget: as in `AMoPOConfig`. device: whose kernels run.
     """
 
     engine: str = "single"
@@ -32,6 +32,7 @@ class RunSettings:
     optimizer: str = "adamw"
     offload: str = "none"
     checkpointing: bool = False
+    accumulation: int = 1
     lora: int | None = None
     head_budget: int | None = None
     device: str = "cuda"
@@ -52,7 +53,7 @@ class RunSettings:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} {value!r} is not known; known: {', '.join(known)}")
-        for name in ("gpus", "gpus_per_node", "lora", "head_budget"):
+        for name in ("gpus", "gpus_per_node", "accumulation", "lora", "head_budget"):
             value = getattr(self, name)
             if value is None and name in ("lora", "head_budget"):
                 continue
@@ -76,6 +77,16 @@ class RunSettings:
             )
         if self.offload != "none" and self.optimizer == "adamw8bit":
             raise ValueError("adamw8bit runs on the GPU; with --offload give --optimizer adamw")
+        if self.engine == "fsdp2" and self.optimizer == "adamw8bit":
+            raise ValueError(
+                "adamw8bit does not run under fsdp2: the kernels of bitsandbytes take the pointers of plain tensors, "
+                "and FSDP2's parameters are DTensors; give --optimizer adamw, or another --engine"
+            )
+        if self.engine == "zero3" and self.optimizer == "adamw8bit":
+            raise ValueError(
+                "adamw8bit is not planned with zero3: DeepSpeed does not list bitsandbytes among the optimizers that "
+                "ZeRO supports; give --optimizer adamw, or another --engine"
+            )
         if self.engine == "zero3" and self.precision == "fp32":
             raise ValueError("zero3 is planned with bf16 weights and an fp32 master; give --precision mixed")
         if self.engine == "zero3" and self.precision == "bf16":

@@ -66,6 +66,7 @@ def simulate(
     precision: str = "mixed",
     checkpointing: bool = False,
     lora: int | None = None,
+    accumulation: int = 1,
     head_budget: int | None = None,
     device: str = "cuda",
 ) -> Simulation:
@@ -75,7 +76,8 @@ def simulate(
         config: a transformers configuration; a copy is used. batch: from `amopo.pack`; it is what every rank sees.
         patch: teaches a model's forward the argument `amopo_layout` (`amopo.trainer.forward.patch_forward`).
         engine: single, ddp or fsdp2. precision: bf16 (all of it), mixed (fp32 weights, bf16 products) or fp32.
-        lora: rank of adapters on the linear layers, needs peft. device: whose kernels' workspace is added.
+        lora: rank of adapters on the linear layers, needs peft. accumulation: micro-batches of a step, each of them
+            `batch`; peaks are those of the last. device: whose kernels' workspace is added.
 
     Raises:
         ValueError: the model's attention has a softcap, which torch's varlen operator does not have.
@@ -104,20 +106,27 @@ def simulate(
         autocast = precision == "mixed" and engine != "fsdp2"
         with wrapped.tracker, watch:
             for step in range(STEPS):
-                peaks.begin("forward")
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    logps = wrapped.module(
-                        input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch.layout
-                    )
-                loss = loss_from_logps(logps, batch.layout, sample_ids=batch.sample_ids, step=step).loss
-                loss.backward()
-                del logps, loss
+                for number in range(accumulation):
+                    with _accumulated(wrapped.module, is_last=number == accumulation - 1):
+                        peaks.begin("forward")
+                        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                            logps = wrapped.module(
+                                input_ids=batch.input_ids, position_ids=batch.position_ids, amopo_layout=batch.layout
+                            )
+                        loss = loss_from_logps(logps, batch.layout, sample_ids=batch.sample_ids, step=step).loss
+                        loss.backward()
+                        del logps, loss
+                    wrapped.tracker.reset_mod_stats()
                 peaks.begin("step")
                 wrapped.optimizer.step()
                 peaks.end()
                 wrapped.optimizer.zero_grad()
-                wrapped.tracker.reset_mod_stats()
     return Simulation(peaks.bytes, peaks.kinds)
+
+
+def _accumulated(module: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager:
+    """DDP reduces in the last micro-batch alone; FSDP2 in each, as the trainer lets it."""
+    return contextlib.nullcontext() if is_last or not hasattr(module, "no_sync") else module.no_sync()
 
 
 def _build(config: Any, precision: str, lora: int | None) -> nn.Module:

@@ -75,6 +75,7 @@ def planned_run(trainer: Any) -> PlannedRun:
         engine=engine,
         gpus=args.world_size,
         gpus_per_node=args.world_size,
+        accumulation=args.gradient_accumulation_steps,
         precision=precision,
         optimizer="adamw8bit" if "8bit" in str(args.optim) else "adamw",
         offload=offload_of(args.hf_deepspeed_config) if engine == "zero3" else "none",

@@ -64,6 +64,7 @@ from amopo.trainer.run_log import RunLog
 from amopo.trainer.samples import SampleTable
 from amopo.trainer.self_check import check_first_batch
 from amopo.trainer.token_budget import fit_budget, keep_budget
+from amopo.trainer.wrapping import reduce_every_micro_batch, wants_whole_gradients
 
 LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
 
@@ -145,6 +146,13 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
         return inputs
 
     # ---- loss ----
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one micro-batch; under FSDP2 its gradients are sharded when it is over."""
+        # transformers calls it inside accelerate's no_sync for every micro-batch of a step but the last.
+        if self.is_fsdp_enabled and not wants_whole_gradients(self.args):
+            reduce_every_micro_batch(model)
+        return super().training_step(model, *args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device

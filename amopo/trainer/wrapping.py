@@ -1,4 +1,4 @@
-"""Whether something will bring the ranks' gradients together.
+"""Whether something will bring the ranks' gradients together, and when.
 
 Contract
 --------
@@ -9,11 +9,16 @@ module that a wrapper holds (`ddp.module(...)`, `accelerator.unwrap_model(model)
 nothing else would say so: the loss falls, and the ranks' weights drift apart.
 
 It looks at objects in memory only; no communication.
+
+`reduce_every_micro_batch(model)` makes FSDP2 reduce the gradients of the next backward, inside of a `no_sync` too.
+Without it FSDP2 keeps whole gradients, of all parameters on every rank, until the last micro-batch of a step.
+`wants_whole_gradients(args)`: whether the user asked for just that.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +50,18 @@ def is_sharded(model: nn.Module) -> bool:
     if getattr(model, "_is_fsdp_managed_module", False):
         return True
     return any(hasattr(parameter, "placements") for parameter in model.parameters())
+
+
+def reduce_every_micro_batch(model: nn.Module) -> None:
+    """Let FSDP2 reduce-scatter in the next backward, so that gradients are in pieces from the first micro-batch on."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(True)
+
+
+def wants_whole_gradients(args: Any) -> bool:
+    """Whether `accelerator_config` says `sync_each_batch=False`: one reduction a step, whole gradients until then."""
+    given = getattr(args.accelerator_config, "gradient_accumulation_kwargs", None) or {}
+    return given.get("sync_each_batch") is False
 
 
 def _deepspeed_runs() -> bool:

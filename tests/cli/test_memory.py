@@ -59,6 +59,11 @@ def test_a_larger_gpu_holds_a_larger_budget(amopo):
         (("plan", "--model", "Qwen2.5-7B", "--gpu-memory", "-80GB"), "--gpu-memory: '-80GB' is not a size"),
         (("plan", "--model", "Qwen2.5-7B", "--context", "-1GiB"), "--context: '-1GiB' is not a size"),
         (("plan", "--model", "Qwen2.5-7B", "--head-budget", "10"), "head_budget (10) is too small"),
+        (("plan", "--model", "Qwen2.5-7B", "--accumulate", "0"), "accumulation must be a whole number"),
+        (
+            ("plan", "--model", "Qwen2.5-7B", "--gpus", "8", "--engine", "fsdp2", "--optimizer", "adamw8bit"),
+            "adamw8bit does not run under fsdp2",
+        ),
         (("plan", "--model", "Qwen2.5-7B", "--find"), "give --gpu-memory"),
         (("plan", "--model", "Qwen2.5-7B", "--lora", "0"), "lora must be a whole number"),
         (("plan", "--model", "Qwen2.5-7B", "--sharing", "all"), "sharing"),

@@ -17,10 +17,11 @@ TORCH_ENGINES = ("ddp", "fsdp2", "fsdp2-sharded")
 ZERO_ENGINES = ("zero1", "zero2", "zero3", "zero3-offload")
 # Other runs than `train`: (kind, engine).
 TORCH_KINDS = [(kind, engine) for kind in ("tied", "at-once", "lora-head", "mixin") for engine in ("ddp", "fsdp2")]
+TORCH_KINDS += [("whole-gradients", "fsdp2")]
 ZERO_KINDS = [("tied", "zero2"), ("tied", "zero3"), ("at-once", "zero3"), ("mixin", "zero2"), ("mixin", "zero3")]
 ZERO_KINDS += [("lora-head", "zero3")]
 # What one process needs for as many samples in a step as two ranks have.
-ACCUMULATION = {"train": 6, "tied": 6, "lora-head": 6, "at-once": 2, "mixin": 4}
+ACCUMULATION = {"train": 6, "tied": 6, "lora-head": 6, "at-once": 2, "whole-gradients": 6, "mixin": 4}
 TORCH_REFUSALS = {
     "fsdp1": "ValueError: FSDP1 is not supported; use FSDP2",
     "fsdp-on-cpus": "ValueError: FSDP was asked for and would not run: on CPUs accelerate takes DDP instead",

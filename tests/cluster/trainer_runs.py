@@ -4,10 +4,10 @@
 
 KIND: `train` four epochs of a step each, in unequal batches with fillers, saving after the second; `resume` goes on
 from there in another process. Without saving: `tied` with a tied head, `lora-head` with LoRA on body and head,
-`at-once` without accumulation, and `mixin`, which is transformers' own Trainer with AMoPOMixin, on padded batches of
-unequal numbers of samples that have signs. Every task writes KIND-ENGINE.json (logs, rank 0) and KIND-ENGINE.pt
-(weights, in full), `train` also what is saved at the end, in ENGINE/end; `refused:NAME` writes what refusals.py was
-told, NAME-RANK.txt.
+`at-once` without accumulation, `whole-gradients` with one reduction a step, and `mixin`, which is transformers' own
+Trainer with AMoPOMixin, on padded batches of unequal numbers of samples that have signs. Every task writes
+KIND-ENGINE.json (logs, rank 0) and KIND-ENGINE.pt (weights, in full), `train` also what is saved at the end, in
+ENGINE/end; `refused:NAME` writes what refusals.py was told, NAME-RANK.txt.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tiny_runs
 import torch
 import torch.distributed as dist
 from sharding import check_sharded, let_fsdp_run_on_cpus
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
@@ -151,9 +152,36 @@ KINDS = {
     "lora-head": {"variant": "lora-head", "save_strategy": "no"},
     # Three samples on one rank, two on the other.
     "at-once": {"accumulation": 1, "max_samples_per_batch": 3, "tokens_per_batch": 200, "save_strategy": "no"},
+    "whole-gradients": {
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}},
+        "save_strategy": "no",
+    },
     # On one rank the micro-batches of two come one after the other.
     "resume-on-one": {"accumulation": 6},
 }
+
+
+def check_gradients_of_micro_batches(trainer: AMoPOTrainer, *, sharded: bool) -> list[int]:
+    """After every micro-batch but a step's last: FSDP2 has each gradient in pieces, or has not reduced it yet."""
+    inner, seen = trainer.training_step, []
+
+    def step(*args, **kwargs):
+        loss = inner(*args, **kwargs)
+        if not trainer.accelerator.sync_gradients:
+            for name, parameter in trainer.model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                if not sharded:
+                    assert parameter.grad is None, f"the gradient of {name} was reduced"
+                    continue
+                assert isinstance(parameter.grad, DTensor), f"the gradient of {name} is not sharded"
+                local = parameter.grad.to_local().numel()
+                assert local == parameter.to_local().numel() < parameter.numel(), name
+            seen.append(trainer.state.global_step)
+        return loss
+
+    trainer.training_step = step
+    return seen
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -170,8 +198,12 @@ def run(kind: str, engine: str, directory: Path, **changes) -> None:
         trainer = make_mixed(folder, engine, **changes)
     else:
         trainer = make(folder, engine, **{**KINDS.get(kind, {}), **changes})
+    seen = None
+    if engine.startswith("fsdp2") and kind != "mixin":
+        seen = check_gradients_of_micro_batches(trainer, sharded=kind != "whole-gradients")
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED}") if kind.startswith("resume") else None)
     check_engine(trainer, engine)
+    assert seen is None or bool(seen) == (trainer.args.gradient_accumulation_steps > 1)
     evaluated = trainer.evaluate()
     if kind == "train":
         trainer.save_model(str(folder / "end"))

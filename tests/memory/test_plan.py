@@ -71,11 +71,20 @@ def test_adamw8bit_keeps_one_byte_a_moment_and_the_embedding_in_fp32():
 
 def test_the_head_is_what_workspace_bytes_says():
     from amopo import workspace_bytes
+    from amopo.memory.head import head_memory
 
-    plan = make_plan(QWEN, SAMPLE, RunSettings(precision="bf16", checkpointing=True))
-    rows, hidden = plan.row.rows, QWEN.hidden
-    promised = workspace_bytes((rows, hidden, QWEN.vocab), __import__("torch").bfloat16, device="cuda")
-    assert plan.phases["head"]["head"] <= promised + 2 * rows * hidden
+    bf16 = __import__("torch").bfloat16
+    rows, hidden, vocab = row_of(SAMPLE).rows, QWEN.hidden, QWEN.vocab
+    inputs = 2 * rows * hidden  # the rows that the head reads are not part of what it promises
+    # a frozen head's forward is the largest point of its phase
+    frozen = make_plan(QWEN, SAMPLE, RunSettings(precision="bf16", checkpointing=True, lora=8)).phases["head"]
+    assert frozen["head"] == workspace_bytes((rows, hidden, vocab), bf16, frozen=True, device="cuda") + inputs
+    # of a trained one the forward takes more, and the backward stands beside the weight's gradient
+    trained = head_memory(rows, hidden, vocab, compute=2, stored=2, frozen=False)
+    assert trained.forward == workspace_bytes((rows, hidden, vocab), bf16, device="cuda") + inputs
+    there = make_plan(QWEN, SAMPLE, RunSettings(precision="bf16", checkpointing=True)).phases["head"]
+    assert there["head"] == trained.backward > trained.kept > 2 * inputs
+    assert there["gradients"] == 2 * QWEN.embedding_parameters
 
 
 def test_offloading_moves_states_to_the_host():
@@ -83,6 +92,12 @@ def test_offloading_moves_states_to_the_host():
     away = make_plan(QWEN, SAMPLE, RunSettings(engine="zero3", gpus=8, offload="all"))
     assert here.host == 0 and away.phases["step"]["optimizer"] == 0 == away.phases["step"]["parameters"]
     assert away.host == (2 + 12 + 4 + 2) * QWEN.parameters // 8
+
+
+@pytest.mark.parametrize("precision, size", [("bf16", 2), ("mixed", 4)])
+def test_fsdp2_offloads_weight_gradient_and_two_moments_of_one_size(precision, size):
+    settings = RunSettings(engine="fsdp2", gpus=8, offload="all", precision=precision)
+    assert make_plan(QWEN, SAMPLE, settings).host == 4 * size * QWEN.parameters // 8
 
 
 def test_zero3_gathers_by_its_limits_and_not_the_model():
@@ -147,6 +162,32 @@ def test_clusters_are_part_of_a_node_or_whole_nodes(per_node, limit):
         assert found.settings.engine == "single"
 
 
+def test_an_optimizer_for_one_gpu_finds_no_cluster_and_is_not_advised_where_it_cannot_run():
+    settings = RunSettings(optimizer="adamw8bit", checkpointing=True)
+    assert smallest_cluster(QWEN, SAMPLE, settings, limit=80 * GIB) is None
+    for engine in ("fsdp2", "zero3"):
+        labels = {change.label for change in changes(QWEN, SAMPLE, RunSettings(engine=engine, gpus=8))}
+        assert labels and not any("8bit" in label for label in labels)
+    assert "--optimizer adamw8bit" in {change.label for change in changes(QWEN, SAMPLE, RunSettings())}
+
+
+def test_accumulating_leaves_whole_gradients_on_one_gpu_and_a_share_of_them_under_fsdp2():
+    """The second micro-batch's forward begins with the gradients of the first."""
+    for engine, gpus, held in (("single", 1, 4 * QWEN.parameters), ("fsdp2", 32, 4 * QWEN.parameters // 32)):
+        settings = RunSettings(engine=engine, gpus=gpus, checkpointing=True)
+        once = make_plan(QWEN, SAMPLE, settings)
+        twice = make_plan(QWEN, SAMPLE, dataclasses.replace(settings, accumulation=2))
+        assert once.phases["forward"]["gradients"] == 0 and twice.phases["forward"]["gradients"] == held
+        assert twice.total("forward") - once.total("forward") == held
+        assert twice.total("step") == once.total("step")
+        assert make_plan(QWEN, SAMPLE, dataclasses.replace(settings, accumulation=7)).phases == twice.phases
+    zero = RunSettings(engine="zero3", gpus=32)
+    several = dataclasses.replace(zero, accumulation=2)
+    assert make_plan(QWEN, SAMPLE, zero).phases == make_plan(QWEN, SAMPLE, several).phases
+    found = {change.label: change for change in changes(QWEN, SAMPLE, RunSettings(accumulation=2))}
+    assert found["--accumulate 1"].peak == make_plan(QWEN, SAMPLE, RunSettings()).peak
+
+
 def test_ddp_finds_no_cluster_where_the_states_do_not_fit():
     settings = RunSettings(engine="ddp", gpus=8, checkpointing=True)
     assert smallest_cluster(QWEN, SAMPLE, settings, limit=80 * GIB) is None
@@ -193,6 +234,9 @@ def test_changes_are_what_their_plans_say():
         ({"engine": "ddp", "gpus": 8, "offload": "all"}, "'ddp' does not offload"),
         ({"engine": "fsdp2", "gpus": 8, "offload": "optimizer"}, "--offload all"),
         ({"engine": "zero3", "gpus": 8, "offload": "all", "optimizer": "adamw8bit"}, "adamw8bit runs on the GPU"),
+        ({"engine": "fsdp2", "gpus": 8, "optimizer": "adamw8bit"}, "adamw8bit does not run under fsdp2: .*DTensors"),
+        ({"engine": "zero3", "gpus": 8, "optimizer": "adamw8bit"}, "adamw8bit is not planned with zero3"),
+        ({"accumulation": 0}, "accumulation must be a whole number of at least 1"),
         ({"engine": "zero3", "gpus": 8, "precision": "bf16"}, "--precision mixed"),
         ({"lora": 0}, "lora must be a whole number of at least 1"),
         ({"precision": "fp8"}, "known: mixed, bf16, fp32"),

@@ -154,6 +154,15 @@ def test_a_run_under_ddp_is_planned_with_its_buckets(tmp_path, monkeypatch):
     assert run.plan().total("step") == alone.plan().total("step") + trained
 
 
+def test_accumulated_gradients_are_in_the_plan_of_what_runs(tmp_path):
+    plans = {}
+    for steps in (1, 2):
+        trainer, _ = trainer_of(tmp_path, fails=lambda tokens, count: False, gradient_accumulation_steps=steps)
+        plans[steps] = planned_run(trainer).plan()
+    gradients = sum(p.nbytes for p in trainer.model.parameters())
+    assert plans[2].total("forward") == plans[1].total("forward") + gradients
+
+
 def test_no_budget_below_the_longest_sample_is_offered(tmp_path):
     assert module.smaller_budgets(8192, 8000, 2048) == [4096, 2048]
     assert module.smaller_budgets(8192, 8000, 5000) == [5000]

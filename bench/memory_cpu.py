@@ -1,0 +1,275 @@
+"""Plan against real steps on a CPU: results for bench/results/memory/cpu.json, and the tables of docs/memory.md.
+
+    python -m bench.memory_cpu             measure the model of 94 million parameters and the sharing rows (a minute)
+    python -m bench.memory_cpu --zero      measure ZeRO-3 on two ranks (needs deepspeed)
+    python -m bench.memory_cpu --replan    nothing is measured; the plans and the tables are made again
+    python -m bench.memory_cpu --check     fails if plans or the document are not those of today
+
+Every profile is `amopo memory profile --json` in a process of its own, so that the resident set is its own too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+
+from amopo.memory import zero3
+from amopo.memory.plan import Plan, make_plan
+from amopo.memory.settings import RunSettings, SampleShape
+from amopo.memory.shapes import BUILT_IN, ModelShape
+from amopo.memory.workload import row_of
+from bench.common import machine
+from bench.common.results import Recorder, load
+from bench.common.tables import table
+
+ROOT = Path(__file__).resolve().parents[1]
+QUESTION = "cpu"
+RESULT = ROOT / "bench/results/memory/cpu.json"
+DOCUMENT = ROOT / "docs/memory.md"
+WORKERS = ROOT / "tests/cluster"
+PHASES = ("forward", "head", "backward", "step")
+MIB, GIB = 1 << 20, 1 << 30
+SAMPLE = SampleShape(objectives=2, prompt=40, template=8, chosen=48, rejected=32)
+MODELS = {
+    "94M": dataclasses.replace(
+        BUILT_IN["Qwen2.5-7B"], layers=12, hidden=640, intermediate=1792, heads=10, kv_heads=2, head_dim=64, vocab=32000
+    ),
+    "small": dataclasses.replace(
+        BUILT_IN["Qwen2.5-7B"], layers=4, hidden=320, intermediate=1024, heads=5, kv_heads=1, head_dim=64, vocab=4096
+    ),
+}
+ZERO = (
+    ("13.2M parameters, 88 tokens", "parameters", "none"),
+    ("the same", "parameters", "optimizer"),
+    ("the same", "parameters", "all"),
+    ("the same, limits of 0.3M gathered numbers", "parameters-short", "none"),
+    ("the same, checkpointing, limits of 3M", "parameters-checkpointed", "none"),
+    ("tied, 10.0M", "parameters-tied", "none"),
+    ("3.7M parameters, 2048 tokens", "activations", "none"),
+    ("the same, checkpointing", "activations-checkpointed", "none"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One profile on one CPU process."""
+
+    model: str
+    samples: int
+    sharing: str
+    precision: str
+    checkpointing: bool
+
+    @property
+    def shape(self) -> ModelShape:
+        return MODELS[self.model]
+
+    @property
+    def sample(self) -> SampleShape:
+        return dataclasses.replace(SAMPLE, samples=self.samples, sharing=self.sharing)
+
+    def plan(self) -> dict[str, int]:
+        settings = RunSettings(precision=self.precision, checkpointing=self.checkpointing, device="cpu")
+        plan = make_plan(self.shape, self.sample, settings, observed=True)
+        return {phase: plan.total(phase) for phase in PHASES}
+
+    def measure(self) -> dict[str, dict[str, int]]:
+        shape, sample = self.shape, self.sample
+        config = {
+            "model_type": "qwen2", "hidden_size": shape.hidden, "intermediate_size": shape.intermediate,
+            "num_hidden_layers": shape.layers, "vocab_size": shape.vocab, "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads, "tie_word_embeddings": False,
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            lengths = ("objectives", "prompt", "template", "chosen", "rejected", "sharing")
+            command = [sys.executable, "-P", "-m", "amopo", "memory", "profile", "--model", folder]
+            for name in lengths:
+                command += [f"--{name}", str(getattr(sample, name))]
+            command += ["--tokens", str(row_of(sample).tokens), "--precision", self.precision, "--steps", "2"]
+            command += ["--device", "cpu", "--out", folder, "--json"]
+            command += ["--checkpointing"] if self.checkpointing else []
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = json.loads(done.stdout)
+        assert found["parameters"] == shape.parameters and found["sample"]["samples"] == self.samples
+        return {"measured": found["measured"], "resident": found["resident"]}
+
+
+HUNDRED = (Case("94M", 4, "pair", "fp32", True), Case("94M", 4, "pair", "mixed", False))
+SHARING = tuple(
+    Case("small", 4, sharing, "fp32", checkpointing)
+    for sharing in ("none", "pair", "tree")
+    for checkpointing in (False, True)
+)
+
+
+@cache
+def _zero_cases() -> ModuleType:
+    """The models and rows that the test of ZeRO-3 runs."""
+    spec = importlib.util.spec_from_file_location("zero_memory_cases", WORKERS / "zero_memory_cases.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def plan_zero(name: str, offload: str) -> dict[str, int]:
+    cases = _zero_cases()
+    shape, sample, checkpointing, limits = cases.CASES[name]
+    limits = limits or zero3.MAX_LIVE
+    with mock.patch.multiple(zero3, MAX_LIVE=limits, MAX_REUSE=limits):
+        plan: Plan = make_plan(shape, sample, cases.settings_of(offload, checkpointing), observed=True)
+    return {**{phase: plan.total(phase) for phase in PHASES}, "host": plan.host}
+
+
+def measure_zero() -> dict[tuple[str, str], dict[str, int]]:
+    """Bytes on the device and on the host, the larger of the two ranks'."""
+    runs = [f"{name}:{offload}" for _, name, offload in ZERO]
+    paths = [str(WORKERS), str(ROOT), str(ROOT / "kernels")]
+    here = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += [str(WORKERS / "zero_memory.py"), folder, *runs]
+        subprocess.run(command, check=True, env={**os.environ, **here}, timeout=600, stdout=subprocess.DEVNULL)
+        found = {}
+        for _, name, offload in ZERO:
+            ranks = [json.loads((Path(folder) / f"{name}-{offload}-{rank}.json").read_text()) for rank in range(2)]
+            held = [{phase: rank["peaks"][phase] - rank["states"]["host"] for phase in PHASES} for rank in ranks]
+            most = {phase: max(rank[phase] for rank in held) for phase in PHASES}
+            found[name, offload] = {**most, "host": max(rank["states"]["host"] for rank in ranks)}
+    return found
+
+
+def run(*, zero: bool) -> None:
+    described = {
+        "machine": machine.describe(torch.device("cpu")), "versions": machine.versions(),
+        "command": "python -m bench.memory_cpu" + (" --zero" if zero else ""), "date": machine.today(),
+    }  # fmt: skip
+    recorder = Recorder(RESULT.parent.parent, RESULT.parent.name, described)
+    if zero:
+        for (name, offload), measured in measure_zero().items():
+            recorder.put(QUESTION, {"zero3": name, "offload": offload}, stats={"measured": measured})
+        return
+    for case in (*HUNDRED, *SHARING):
+        recorder.put(QUESTION, dataclasses.asdict(case), stats=case.measure())
+
+
+def replanned(data: dict) -> dict:
+    """The result with the plans of today."""
+
+    def planned(key: dict) -> dict[str, int]:
+        return plan_zero(key["zero3"], key["offload"]) if "zero3" in key else Case(**key).plan()
+
+    records = [{**old, "stats": {**old["stats"], "planned": planned(old["key"])}} for old in data["records"]]
+    return {**data, "records": records}
+
+
+def tables(data: dict) -> dict[str, str]:
+    """Markdown by name; of ZeRO-3 only where it was measured."""
+    found = {json.dumps(record["key"], sort_keys=True): record["stats"] for record in data["records"]}
+
+    def stats_of(key: dict[str, Any]) -> dict[str, dict[str, int]]:
+        return found[json.dumps(key, sort_keys=True)]
+
+    def off(planned: float, measured: float) -> str:
+        return f"{100 * (planned / measured - 1):+.1f} %"
+
+    both = [stats_of(dataclasses.asdict(case)) for case in HUNDRED]
+    lines = []
+    for phase in PHASES:
+        cells = [phase]
+        for stats in both:
+            measured, planned = stats["measured"][phase], stats["planned"][phase]
+            resident = stats["resident"].get(phase)
+            cells += [f"{measured / GIB:.3f}", f"{planned / GIB:.3f}", off(planned, measured)]
+            cells.append("-" if resident is None else f"{resident / GIB:.3f}")
+        lines.append(cells)
+    header = ["phase"]
+    for precision in ("fp32", "mixed"):
+        header += [f"{precision} measured", "planned", "difference", "resident"]
+    made = {"94M": table(header, lines)}
+    lines = []
+    for case in SHARING:
+        stats = stats_of(dataclasses.asdict(case))
+        measured, planned = stats["measured"], stats["planned"]
+        worst = max(PHASES, key=lambda phase: abs(planned[phase] / measured[phase] - 1))
+        highest, expected = max(measured.values()), max(planned.values())
+        lines.append([
+            case.sharing, "yes" if case.checkpointing else "no", f"{highest / MIB:.1f}", f"{expected / MIB:.1f}",
+            off(expected, highest), f"{worst}, {off(planned[worst], measured[worst])}",
+        ])  # fmt: skip
+    made["sharing"] = table(
+        ["sharing", "checkpointing", "measured MiB", "planned MiB", "difference", "furthest"], lines
+    )
+    if not any("zero3" in record["key"] for record in data["records"]):
+        return made
+    lines = []
+    for words, name, offload in ZERO:
+        stats = stats_of({"zero3": name, "offload": offload})
+        pairs = [
+            f"{stats['measured'][phase] / MIB:.1f} / {stats['planned'][phase] / MIB:.1f}" for phase in ("host", *PHASES)
+        ]
+        lines.append([words, offload, "-" if offload == "none" else pairs[0], *pairs[1:]])
+    made["zero3"] = table(["model", "offload", "host memory", *PHASES], lines)
+    return made
+
+
+def marks(name: str) -> tuple[str, str]:
+    return f"<!-- cpu {name}: begin (python -m bench.memory_cpu) -->", f"<!-- cpu {name}: end -->"
+
+
+def document_with(document: str, made: dict[str, str]) -> str:
+    """The document with each table between its markers."""
+    for name, text in made.items():
+        begin, end = marks(name)
+        if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
+            raise ValueError(f"{DOCUMENT.name} must hold each of these lines once, in this order: {begin!r}, {end!r}")
+        head, rest = document.split(begin)
+        document = f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+    return document
+
+
+def check(result: Path, document: Path) -> list[str]:
+    """What is not as today's planner and the result say."""
+    data, text = load(result), document.read_text(encoding="utf-8")
+    wrong = []
+    if replanned(data) != data:
+        wrong.append(f"{result.name} holds other plans than are made today; run with --replan")
+    if document_with(text, tables(data)) != text:
+        wrong.append(f"{document.name} is not what the result says; run with --replan")
+    return wrong
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.memory_cpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--zero", action="store_true", help="measure ZeRO-3 on two ranks; needs deepspeed")
+    parser.add_argument("--replan", action="store_true", help="measure nothing; make the plans and the tables again")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if something is not of today")
+    options = parser.parse_args(arguments)
+    if options.check:
+        wrong = check(RESULT, DOCUMENT)
+        print("\n".join(wrong) or "as today", file=sys.stderr if wrong else sys.stdout)
+        return int(bool(wrong))
+    if not options.replan:
+        run(zero=options.zero)
+    data = replanned(load(RESULT))
+    RESULT.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    DOCUMENT.write_text(document_with(text, tables(data)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
