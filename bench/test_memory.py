@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from amopo.memory.advice import largest_samples
+from amopo.memory.exhausted import is_out_of_memory
 from amopo.memory.methods import plan_method
 from amopo.memory.workload import fill, row_of
 from bench.common.largest import search
@@ -85,8 +86,9 @@ def attempt(steps: MemorySteps, method: str, sample) -> dict[str, int] | None:
     """The peaks of a step; None where memory ran out."""
     try:
         return steps.peaks(method, sample)
-    except torch.OutOfMemoryError:
-        pass
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
     steps.recover()  # outside the handler: the exception holds the frames of the call
     return None
 
@@ -111,10 +113,11 @@ def _race(session, case, steps):
                         entrant.times.append(steps.seconds(method, sample))
                         info["tokens_per_second"] = info["tokens"] / entrant.times[0]
                         info["samples_per_second"] = sample.samples / entrant.times[0]
-                except torch.OutOfMemoryError:  # the blocks of the measured step stood in the way of the next
-                    reasons[method] = f"out of memory at {sample.samples} samples, in the second step"
                 except Exception as error:
-                    reasons[method] = f"failed: {message_of(error)}"
+                    # the blocks of the measured step may stand in the way of the next
+                    full = is_out_of_memory(error)
+                    at = f"out of memory at {sample.samples} samples, in the second step"
+                    reasons[method] = at if full else f"failed: {message_of(error)}"
                 entrant.problem = reasons.get(method)
                 if entrant.problem is not None:
                     steps.recover()

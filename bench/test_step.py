@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from amopo.fused_loss import loss_from_logps
+from amopo.memory.exhausted import is_out_of_memory
 from amopo.packing import pack
 from bench.common.measure import REPLAY, Entrant, message_of, race, release_memory, run_for_memory
 from bench.common.released_step import padded_rows, released_loss
@@ -133,10 +134,10 @@ def _race(session, shape):
             entrant.function = steps.function(provider, samples[:size])
             try:
                 _, memory = run_for_memory(entrant.function, session.device)
-            except torch.OutOfMemoryError:
-                entrant.problem = reasons[provider] = f"{OUT_OF_MEMORY} at {size} samples"
             except Exception as error:
-                entrant.problem = reasons[provider] = f"failed: {message_of(error)}"
+                full = is_out_of_memory(error)
+                problem = f"{OUT_OF_MEMORY} at {size} samples" if full else f"failed: {message_of(error)}"
+                entrant.problem = reasons[provider] = problem
             else:
                 infos[provider] = {
                     "role": "ours" if provider.startswith("amopo") else "peer", "trained": steps.trained,

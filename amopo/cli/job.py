@@ -35,7 +35,7 @@ from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
 from amopo.cli.launch import is_launched
-from amopo.cli.models import add_lora, load
+from amopo.cli.models import add_lora, load, weights_line
 from amopo.cli.output_dir import METRICS_FILE, clear_checkpoints
 from amopo.cli.scratch import IMITATION_FOLDER, from_scratch, scratch_records
 from amopo.cli.stop import Stopping
@@ -46,6 +46,7 @@ from amopo.data.stream import Reiterable
 from amopo.evaluation.preferences import silence, without_prefix
 from amopo.evaluation.samples import sample_responses
 from amopo.packing import TokenDataset, TokenizedSample
+from amopo.trainer.identity import dtypes_of
 from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
 
@@ -165,6 +166,8 @@ def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
         model = add_lora(model, rank=job.lora_r, alpha=job.lora_alpha)
     parameters = sum(map(_numel, model.parameters()))
     console.say(f"model: {job.model}, {parameters / 1e6:.2f}M parameters, {len(tokenizer)} tokens")
+    if job.lora_r is not None:
+        console.say(weights_line(model))
     return model, tokenizer
 
 
@@ -310,6 +313,7 @@ def _describe(job: Job, model: Any, tokenizer: Any) -> dict[str, Any]:
         "class": type(model).__name__,
         "parameters": sum(map(_numel, model.parameters())),
         "trained parameters": sum(_numel(p) for p in model.parameters() if p.requires_grad),
+        "dtypes": dtypes_of(model),
         "tokens": len(tokenizer),
     }
 

@@ -7,6 +7,7 @@ no snapshot: CUDA's allocator makes it.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from amopo.cli.memory_options import GIB, gib, gpu_memory_of, run_options, sampl
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
 from amopo.memory.advice import changes
+from amopo.memory.exhausted import is_out_of_memory, usable_bytes
 from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import ModelShape, with_layers
 
+# What `profile` refuses: one process on one device, with torch's AdamW.
+_NOT_HERE = {"--gpus", "--engine", "--offload", "--optimizer"}
 DESCRIPTION = "Real training steps of a model of random weights, measured by phase, against the plan."
 
 
@@ -41,7 +45,6 @@ def run(settings: Settings) -> None:
 
     from amopo.memory.profile import profile, record
     from amopo.trainer.forward import patch_forward
-    from amopo.trainer.out_of_memory import is_out_of_memory
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape, sample = shape_from(settings), sample_of(settings)
@@ -61,7 +64,9 @@ def run(settings: Settings) -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise CommandFailed(_explained(error, shape, sample, asked, limit)) from error
+        usable = usable_bytes(torch.device(device))
+        known = [size for size in (limit, usable) if size is not None]
+        raise CommandFailed(_explained(error, shape, sample, asked, min(known, default=None))) from error
     result = {**record(found), "gpu_memory": limit}
     (out / "profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     written = [out / "profile.json"]
@@ -102,15 +107,21 @@ def run(settings: Settings) -> None:
 def _explained(
     error: BaseException, shape: ModelShape, sample: SampleShape, asked: RunSettings, limit: int | None
 ) -> str:
-    """What was asked for, the plan's view, and the single changes that free most."""
+    """What was asked for, the plan's view, and up to three single changes that would fit and that this command can run.
+
+    Where none fits, or no limit is known, those that take least.
+    """
     plan = make_plan(shape, sample, asked)
     asked_for = " ".join(str(error).split("\n")[0].split()).rstrip(".")
-    # those that this command can run too
-    able = [
-        c for c in changes(shape, sample, asked, limit=limit) if not c.label.startswith(("--offload", "--optimizer"))
-    ]
-    options = "; ".join(f"{change.label} ({change.peak / GIB:.2f} GiB)" for change in able[:3])
-    return (
+    said = [
         f"out of memory: {asked_for}. By the plan a row of {plan.row.tokens} tokens takes {plan.peak / GIB:.2f} GiB, "
-        f"in the phase {plan.peak_phase!r}" + (f". These take least: {options}" if options else "")
-    )
+        f"in the phase {plan.peak_phase!r}" + (f", of {limit / GIB:.2f}" if limit is not None else "")
+    ]
+    not_here = _NOT_HERE if importlib.util.find_spec("peft") is not None else _NOT_HERE | {"--lora"}
+    able = [change for change in changes(shape, sample, asked) if not not_here & set(change.label.split())]
+    fitting = [change for change in able if limit is not None and change.peak <= limit]
+    word = "These take least"
+    if limit is not None:
+        word = "These would fit" if fitting else "No single change would fit; these take least"
+    listed = "; ".join(f"{change.label} ({change.peak / GIB:.2f} GiB)" for change in (fitting or able)[:3])
+    return ". ".join([*said, f"{word}: {listed}"] if listed else said)

@@ -2,7 +2,12 @@
 
 `load(name, dtype=...)` -> model and tokenizer of a local folder or a Hub name; one clear `UsageError` if that fails.
 `fresh(size, records, ...)` -> a small untrained model, with a tokenizer trained on the records' texts.
-`add_lora(model, rank, alpha)` -> the model with LoRA adapters on its linear layers (not on the head).
+`add_lora(model, rank, alpha)` -> the model with LoRA adapters on its linear layers (not on the head), adapters of a
+bfloat16 or float16 base in float32.
+`training_dtype(asked, lora_r=, bf16=)` -> the dtype that training loads weights in: float32 for what an optimizer
+updates, since steps of 1e-6 vanish in bfloat16; bfloat16 for a frozen base under LoRA in bf16 training, whose products
+are bfloat16 anyway.
+`weights_line(model)` says how many weights there are of each dtype.
 `need(package, extra)` raises a `UsageError` that names the extra to install.
 """
 
@@ -10,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +59,26 @@ def load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(source)
+
+
+def training_dtype(asked: str | None, *, lora_r: int | None, bf16: bool) -> str:
+    """The dtype to load a model in that is then trained; `asked` wins."""
+    if asked is not None:
+        return asked
+    return "bfloat16" if lora_r is not None and bf16 else "float32"
+
+
+def weights_line(model: Any) -> str:
+    """Frozen and trained weights, by dtype."""
+    counts: Counter[tuple[bool, str]] = Counter()
+    for parameter in model.parameters():
+        name = str(parameter.dtype).removeprefix("torch.")
+        counts[parameter.requires_grad, name] += getattr(parameter, "ds_numel", parameter.numel())
+    parts = [
+        f"{count / 1e6:.2f}M {'trained' if trained else 'frozen'} in {dtype}"
+        for (trained, dtype), count in sorted(counts.items())
+    ]
+    return f"weights: {', '.join(parts)}"
 
 
 def load(name: str, *, dtype: str = "float32") -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from amopo.cli.errors import UsageError
-from amopo.cli.models import add_lora, load, need, source_of
+from amopo.cli.models import add_lora, load, need, source_of, weights_line
 from amopo.cli.scratch import from_scratch
 from amopo.data import Pair
 from amopo.packing.pack import represented_tokens
@@ -214,6 +214,7 @@ def outline(job: Job) -> tuple[Any, Any, list[str]]:
     if job.lora_r is not None:
         need("peft", "peft")
         model = add_lora(model, rank=job.lora_r, alpha=job.lora_alpha)
+        notes.append(weights_line(model))
     return model, tokenizer, notes
 
 

@@ -19,7 +19,7 @@ from amopo.cli.console import Console, is_main_process
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
 from amopo.cli.launch import check, is_launched, leave_group, start
-from amopo.cli.models import DTYPES, need
+from amopo.cli.models import DTYPES, need, training_dtype
 from amopo.cli.options import Option, Settings, options_of
 from amopo.cli.output_dir import check_output_dir
 from amopo.cli.report import report_after_run
@@ -133,8 +133,9 @@ def options() -> list[Option]:
     need("transformers", "hf")
     from amopo.trainer.config import AMoPOConfig
 
+    loaded = f"of the loaded weights: {', '.join(DTYPES)} (default: float32; with --lora-r and --bf16 bfloat16)"
     own = [
-        *data_options(),
+        *(replace(o, type=str | None, default=None, help=loaded) if o.name == "dtype" else o for o in data_options()),
         Option("output_dir", str, "where the model and metrics.json go", default="runs/train", metavar="DIR"),
         Option(
             "eval_data", str | None, "file to evaluate on, instead of a held-out part", default=None, metavar="FILE"
@@ -144,7 +145,12 @@ def options() -> list[Option]:
         Option("force", bool, "begin anew in a folder that holds another run; deletes its checkpoints", default=False),
         Option("nproc", int | None, "processes on this machine, one per GPU", default=None, metavar="N"),
         Option("dry_run", bool, "check everything and say what would be done; writes nothing", default=False),
-        Option("lora_r", int | None, "train LoRA adapters of this rank instead of all weights", default=None),
+        Option(
+            "lora_r",
+            int | None,
+            "train LoRA adapters of this rank; with --bf16 the frozen weights are loaded in bfloat16 (--dtype)",
+            default=None,
+        ),
         Option("lora_alpha", float | None, "scale of the adapters (default: twice the rank)", default=None),
         Option("imitation_epochs", float, "for scratch models: passes of imitation first", default=3.0),
         Option("imitation_learning_rate", float, "for scratch models", default=2e-3, important=False),
@@ -208,7 +214,7 @@ def make_job(settings: Settings, command: str, console: Console) -> Job:
         template=settings.template,
         max_prompt_length=settings.max_prompt_length,
         max_response_length=settings.max_response_length,
-        dtype=settings.dtype,
+        dtype=training_dtype(settings.dtype, lora_r=settings.lora_r, bf16=args.bf16),
         resume=settings.resume,
         lora_r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
@@ -257,7 +263,7 @@ def check_choices(settings: Settings) -> None:
     get_template(settings.template)
     choices = (("format", FORMATS), ("pairs", STRATEGIES), ("orientation", ORIENTATIONS), ("dtype", DTYPES))
     for name, known in choices:
-        if getattr(settings, name) not in known:
+        if getattr(settings, name) not in known and (name, getattr(settings, name)) != ("dtype", None):
             raise UsageError(f"--{name}: {getattr(settings, name)!r} is not one of {', '.join(known)}")
     try:
         check_pairs_per_prompt(settings.pairs_per_prompt, strategy_of(settings))

@@ -78,6 +78,12 @@ def layer_saved(shape: ModelShape, row: Row, numbers: Numbers, *, lora: int | No
 
 def layer_copies(shape: ModelShape, numbers: Numbers, *, lora: int | None) -> int:
     """Bytes of the rounded weight copies that autocast makes for one layer, kept for its backward."""
+    base = numbers.compute * shape.linear_parameters if numbers.rounds_base and lora is not None else 0
+    return cached_copies(shape, numbers, lora=lora) + base
+
+
+def cached_copies(shape: ModelShape, numbers: Numbers, *, lora: int | None) -> int:
+    """Those of them that autocast caches for its context: of trained weights (aten/src/ATen/autocast_mode.cpp)."""
     if not numbers.autocast:
         return 0
     return numbers.compute * (shape.linear_parameters if lora is None else shape.lora_parameters(lora))

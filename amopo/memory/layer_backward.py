@@ -65,7 +65,8 @@ def backward_points(
         return sum(lora * (linears[name].inputs + linears[name].outputs) for name in names)
 
     def copies(*names: str) -> int:
-        return c * weights(*names) if numbers.autocast else 0
+        base = sum(linears[name].parameters for name in names) if lora is not None and numbers.rounds_base else 0
+        return c * (weights(*names) + base) if numbers.autocast else 0
 
     # saved tensors, bytes per token
     norm = norm_saved(h, s, style=style, trained=trained)

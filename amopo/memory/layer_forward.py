@@ -68,6 +68,8 @@ def forward_points(
     if numbers.autocast:  # the copy of down_proj's weight, or of its adapters', is made when it is read
         down = next(linear for linear in shape.linears if linear.name == "down_proj")
         made_last = c * (down.parameters if lora is None else lora * (down.inputs + down.outputs))
+        if lora is not None and numbers.rounds_base and not checkpointing:
+            made_last += c * down.parameters
         for name in ("rotary", "head norms", "norm", "product", "up"):
             if name in found:
                 found[name] -= made_last

@@ -33,6 +33,7 @@ class CudaMeter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._reserved = 0
 
     def start(self, tensors: Iterable[Tensor]) -> None:
         """The allocator knows of them."""
@@ -44,10 +45,20 @@ class CudaMeter:
         return torch.cuda.memory_allocated(self.device)
 
     def peak(self) -> int:
+        self.reserved()
         return torch.cuda.max_memory_allocated(self.device)
 
     def restart(self) -> None:
+        self.reserved()
         torch.cuda.reset_peak_memory_stats(self.device)
+
+    def reserved(self) -> int:
+        """The most bytes that the allocator held, whatever was restarted: CUDA has one reset for all of its peaks.
+
+        Another meter that restarts must have this one's `peak()` read before, as trackers inside each other do.
+        """
+        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self.device))
+        return self._reserved
 
 
 class TensorMeter:

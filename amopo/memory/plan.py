@@ -89,9 +89,10 @@ def plan_row(
     context: int = 0,
     observed: bool = False,
     head: HeadMemory | None = None,
+    numbers: Numbers | None = None,
 ) -> Plan:
-    """The same for a row whose sizes are known, and perhaps another head."""
-    points = _Points(shape, row, settings, observed, head)
+    """The same for a row whose sizes are known, and perhaps another head, or other sizes of numbers."""
+    points = _Points(shape, row, settings, observed, head, numbers)
     phases = {
         "load": points.load(),
         "forward": points.forward(),
@@ -107,10 +108,11 @@ class _Points:
     """The candidates of each phase."""
 
     def __init__(
-        self, shape: ModelShape, row: Row, settings: RunSettings, observed: bool, head: HeadMemory | None
-    ) -> None:
+        self, shape: ModelShape, row: Row, settings: RunSettings, observed: bool, head: HeadMemory | None,
+        numbers: Numbers | None = None,
+    ) -> None:  # fmt: skip
         self.shape, self.row, self.settings, self.observed = shape, row, settings, observed
-        self.numbers: Numbers = numbers_of(settings.precision, settings.engine, lora=settings.lora is not None)
+        self.numbers = numbers or numbers_of(settings.precision, settings.engine, lora=settings.lora is not None)
         self.parts: Parts = trained_parts(shape, settings.lora)
         lora, numbers = settings.lora, self.numbers
         self.frozen_head = lora is not None
@@ -206,7 +208,9 @@ class _Points:
     @property
     def _all_copies(self) -> int:
         """Weight copies that autocast caches while its context is open, if checkpointing does not keep them anyway."""
-        return self.shape.layers * self.copies if self.settings.checkpointing else 0
+        if not self.settings.checkpointing:
+            return 0
+        return self.shape.layers * activations.cached_copies(self.shape, self.numbers, lora=self.settings.lora)
 
     def forward(self) -> dict[str, int]:
         shape, row, settings = self.shape, self.row, self.settings

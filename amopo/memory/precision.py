@@ -8,7 +8,9 @@
 | mixed; fsdp2 (bf16 copies of fp32 shards) | 4 | 2 | 2 |
 | mixed; zero3 (bf16 weights, fp32 master) | 2 + 4 | 2 | 2 |
 
-With LoRA the base stays in bf16 and the adapters are fp32 (peft's default) unless the precision is bf16.
+With LoRA the base stays in bf16, as `amopo train --lora-r R --bf16` loads it, and the adapters are fp32 (peft's
+default) unless the precision is bf16. A base in fp32 (`rounds_base`) autocast would round again in every product, and
+the backward keep its copies.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ class Numbers:
     stream: int
     autocast: bool
     own_copies: bool
+
+    @property
+    def rounds_base(self) -> bool:
+        """Whether autocast rounds frozen weights, each time that they are read."""
+        return self.autocast and self.base > self.compute
 
 
 def numbers_of(precision: str, engine: str, *, lora: bool) -> Numbers:

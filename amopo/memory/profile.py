@@ -21,6 +21,7 @@ from torch import nn
 from amopo.fused_loss import loss_from_logps
 from amopo.memory.checkpointing import enable_checkpointing
 from amopo.memory.configs import config_of, samples_of
+from amopo.memory.meters import CudaMeter
 from amopo.memory.plan import Plan, make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import ModelShape
@@ -34,7 +35,7 @@ class Profile:
 
     resident: the process's peak resident set by phase (empty where the system does not tell); it holds Python, torch
     and what freed tensors have left to the allocator too, so `resident_before` is that before the model was built.
-    reserved: bytes that CUDA's allocator held at most, None elsewhere.
+    reserved: bytes that CUDA's allocator held at most, from the model's building on; None elsewhere.
     """
 
     plan: Plan
@@ -82,6 +83,8 @@ def profile(
         raise ValueError("a snapshot for memory_viz is made by CUDA's allocator; leave --snapshot out on a CPU")
     plan = make_plan(shape, sample, settings, observed=True)
     before = resident()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of what ran before in this process
     seconds = []
     if snapshot is not None:
         torch.cuda.memory._record_memory_history(max_entries=200_000)
@@ -106,7 +109,7 @@ def profile(
         peaks=memory.peaks,
         resident=memory.resident,
         resident_before=before,
-        reserved=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+        reserved=memory.meter.reserved() if isinstance(memory.meter, CudaMeter) else None,
         timeline=memory.timeline,
         tokens_per_second=plan.row.tokens / min(seconds[1:] or seconds),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

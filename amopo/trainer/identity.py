@@ -44,10 +44,8 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def model_identity(model: nn.Module) -> dict[str, Any]:
     """The model's part of a run's identity, as plain JSON values."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    dtypes: Counter[str] = Counter()
     trainable: list[str] = []
     for name, parameter in model.named_parameters():
-        dtypes[str(parameter.dtype).removeprefix("torch.")] += _numel(parameter)
         if parameter.requires_grad:
             trainable.append(name)
     sizes = {name: _numel(parameter) for name, parameter in model.named_parameters()}
@@ -55,11 +53,19 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     return {
         "config": _readable(base.config.to_dict(), _CONFIG_IGNORED),
         "peft": {name: _readable(config.to_dict(), _PEFT_IGNORED) for name, config in adapters.items()},
-        "dtypes": dict(sorted(dtypes.items())),
+        "dtypes": dtypes_of(model),
         "trainable_parameters": sum(sizes[name] for name in trainable),
         "trainable_names": hashlib.blake2b("\n".join(trainable).encode(), digest_size=8).hexdigest(),
         "frozen_weights": _frozen_digest(model),
     }
+
+
+def dtypes_of(model: nn.Module) -> dict[str, int]:
+    """How many parameters there are of each dtype, by its name."""
+    dtypes: Counter[str] = Counter()
+    for parameter in model.parameters():
+        dtypes[str(parameter.dtype).removeprefix("torch.")] += _numel(parameter)
+    return dict(sorted(dtypes.items()))
 
 
 def class_name(model: nn.Module) -> str:

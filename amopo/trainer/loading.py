@@ -37,6 +37,11 @@ class Loaders:
         # The table holds the dataset, so that no other object can get its id.
         return self._tables.setdefault(id(dataset), self._table(dataset, name))
 
+    @property
+    def longest(self) -> int:
+        """Packed tokens of the longest sample of all datasets that were added."""
+        return max(max(table.lengths) for table in self._tables.values())
+
     def _table(self, dataset: Sequence[TokenizedSample], name: str) -> SampleTable:
         if id(dataset) in self._tables:
             return self._tables[id(dataset)]

@@ -1,79 +1,67 @@
-"""Out of memory: what is said of it, and the token budget that is lowered before the first step.
+"""Out of memory in training: what is said of it.
 
 Contract
 --------
 `explained(error, trainer)` gives a `torch.OutOfMemoryError` whose message says what was asked for, what the plan of
-`amopo.memory` makes of the row that ran, and up to three settings that would fit by that plan.
-`is_out_of_memory(error)` knows CUDA's error and the CPU allocator's.
-
-`fit_budget(trainer)` (setting `auto_budget`) runs forward and backward of this rank's largest batch, with the
-optimizer's state set aside, and halves `tokens_per_batch` on all ranks, with a warning, until it fits. It happens
-before the first step, and never later: a budget that changed in mid-run would change what is trained. Random numbers
-that the attempt draws are given back. Sharded models raise, since a rank that fails alone would leave the others
-waiting.
+`amopo.memory` makes of the row that ran, and up to three settings that would fit by that plan; where it finds none, or
+the device has no known limit (a CPU), those that take least. Every one of them takes less than the run by the plan and
+can be run: no budget is below the longest sample, and what needs a package is named where the package is there.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import gc
-import logging
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from amopo.memory.activations import Row
-from amopo.memory.plan import Plan, plan_row
-from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import ModelShape, shape_from_config
-from amopo.packing.attention import text_config
-from amopo.packing.layout import TreeLayout
+from amopo.memory.exhausted import usable_bytes
+from amopo.memory.precision import Numbers, numbers_of
 from amopo.trainer.forward import causal_lm
-from amopo.trainer.identity import class_name
+from amopo.trainer.planned_run import PlannedRun, planned_run, precision_of
 
-logger = logging.getLogger(__name__)
 GIB = 1 << 30
-_CPU_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+RANK = 16  # of the LoRA that is proposed
+SMALL_HEAD = 256 << 20
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MESSAGES)
-    )
+@dataclass(frozen=True)
+class Option:
+    """One change of the trainer's settings, the run that it gives, and the peak that is planned for that."""
+
+    label: str
+    run: PlannedRun
+    peak: int
 
 
 def explained(error: BaseException, trainer: Any) -> torch.OutOfMemoryError:
     """The same error, with what the plan says of the row that ran."""
     asked = " ".join(str(error).split("\n")[0].split()).rstrip(".")
-    layout: TreeLayout | None = trainer.running_layout
     said = [f"out of memory in optimizer step {trainer.state.global_step + 1}: {asked}"]
     try:
-        said += _plans_view(trainer, layout)
-    except ValueError as reason:  # a model that cannot be planned
-        said.append(f"there is no plan for this model ({reason}); lower tokens_per_batch or set gradient_checkpointing")
+        said += _plans_view(trainer)
+    except ValueError as reason:  # a model or a run that cannot be planned
+        said.append(f"there is no plan for this run ({reason}); lower tokens_per_batch or set gradient_checkpointing")
     return torch.OutOfMemoryError(". ".join(said))
 
 
-def _plans_view(trainer: Any, layout: TreeLayout | None) -> list[str]:
-    args = trainer.args
-    shape = shape_from_config(text_config(causal_lm(trainer.model)).to_dict(), class_name(causal_lm(trainer.model)))
-    settings = settings_of(trainer)
-    row = _row(layout, args.tokens_per_batch)
-    now = _plan(shape, row, settings)
-    phases = ", ".join(f"{phase} {_size(now.total(phase))}" for phase in now.phases if phase != "load")
-    said = [f"By the plan a row of {row.tokens} tokens takes {_size(now.peak)} ({phases})"]
-    limit = _limit(args.device)
+def _plans_view(trainer: Any) -> list[str]:
+    now = planned_run(trainer)
+    plan, limit = now.plan(), usable_bytes(trainer.args.device)
+    phases = ", ".join(f"{phase} {_size(plan.total(phase))}" for phase in plan.phases if phase != "load")
+    said = [f"By the plan a row of {now.row.tokens} tokens takes {_size(plan.peak)} ({phases})"]
     if limit is not None:
         said[0] += f" of {_size(limit)}"
-    options = _options(shape, row, settings, args)
-    fitting = [(label, peak) for label, peak in options if limit is None or peak <= limit]
-    # Without a limit, or where nothing fits, what comes closest.
-    chosen = fitting[:3] if limit is not None and fitting else sorted(options, key=lambda option: option[1])[:3]
-    word = "These would fit" if limit is not None and fitting else "These take least"
+    found = options(now, trainer)
+    fitting = [] if limit is None else [option for option in found if option.peak <= limit]
+    chosen = (fitting or sorted(found, key=lambda option: option.peak))[:3]
     if chosen:
-        said.append(f"{word}: " + "; ".join(f"{label} ({_size(peak)})" for label, peak in chosen))
+        word = "These would fit" if fitting else "These take least"
+        if limit is not None and not fitting:
+            word = "Of the settings that were planned none fits; these take least"
+        said.append(f"{word}: " + "; ".join(f"{option.label} ({_size(option.peak)})" for option in chosen))
     return said
 
 
@@ -81,158 +69,78 @@ def _size(count: int) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB // 10 else f"{count / (1 << 20):.1f} MiB"
 
 
-def _plan(shape: ModelShape, row: Row, settings: RunSettings) -> Plan:
-    return plan_row(shape, row, SampleShape(), settings)
-
-
-def settings_of(trainer: Any) -> RunSettings:
-    """How the trainer runs, in the plan's words."""
-    args, model = trainer.args, trainer.model
-    weights = [p.dtype for p in model.parameters()]
-    half = any(dtype in (torch.bfloat16, torch.float16) for dtype in weights)
-    peft = getattr(model, "peft_config", None) or {}
-    rank = max((getattr(config, "r", 0) or 0 for config in peft.values()), default=0)
-    engine = "zero3" if trainer.is_deepspeed_enabled else "fsdp2" if trainer.is_fsdp_enabled else None
-    offload = _offload(args.hf_deepspeed_config) if engine == "zero3" else "none"
-    engine = engine or ("ddp" if args.world_size > 1 else "single")
-    mixed = args.bf16 or args.fp16 or engine == "zero3" or (half and rank > 0)
-    return RunSettings(
-        engine=engine,
-        gpus=args.world_size,
-        gpus_per_node=args.world_size,
-        precision="mixed" if mixed else "bf16" if half else "fp32",
-        optimizer="adamw8bit" if "8bit" in str(args.optim) else "adamw",
-        offload=offload,
-        checkpointing=bool(args.gradient_checkpointing),
-        lora=rank or None,
-        head_budget=args.head_budget,
-        device="cuda" if args.device.type == "cuda" else "cpu",
-    )
-
-
-def _offload(deepspeed: Any) -> str:
-    """What DeepSpeed's settings put into host memory.
-
-    Raises:
-        ValueError: another stage than 3.
-    """
-    if not deepspeed.is_zero3():
-        raise ValueError("of DeepSpeed's stages, 3 is planned")
-    devices = {
-        name: deepspeed.get_value(f"zero_optimization.offload_{name}.device", "none") for name in ("param", "optimizer")
-    }
-    if devices["optimizer"] in (None, "none"):
-        return "none"
-    return "optimizer" if devices["param"] in (None, "none") else "all"
-
-
-def _row(layout: TreeLayout | None, tokens: int) -> Row:
-    if layout is None or layout.paths is None:
-        return Row(tokens=tokens, rows=tokens, keys=tokens, paths=1)
-    lengths = layout.paths.lengths
-    return Row(
-        tokens=int(layout.paths.subtree_end.shape[0]),
-        rows=int(layout.row_index.shape[0]),
-        keys=sum(keys for _, keys in lengths),
-        paths=len(lengths),
-        mask=sum(queries * keys for queries, keys in lengths if queries != keys),
-    )
-
-
-def _shrunk(row: Row, parts: int) -> Row:
-    return Row(*(-(-getattr(row, field.name) // parts) for field in dataclasses.fields(Row)))
-
-
-def _options(shape: ModelShape, row: Row, settings: RunSettings, args: Any) -> list[tuple[str, int]]:
-    """Settings of the trainer with the peaks that the plan gives them, the ones that change least first."""
+def options(now: PlannedRun, trainer: Any) -> list[Option]:
+    """What would take less than the run as it is, by the plan; the settings that change least first."""
+    most = now.plan().peak
     found = []
-
-    def add(label: str, changed_row: Row, **changes: Any) -> None:
+    for label, make in _changes(now, trainer):
         try:
-            found.append((label, _plan(shape, changed_row, dataclasses.replace(settings, **changes)).peak))
-        except ValueError:
-            return
-
-    halves = [(f"tokens_per_batch={args.tokens_per_batch // parts}", _shrunk(row, parts)) for parts in (2, 4, 8)]
-    if not settings.checkpointing:
-        add("gradient_checkpointing=True", row, checkpointing=True)
-    for label, smaller in halves:
-        add(label, smaller)
-    if not settings.checkpointing:
-        for label, smaller in halves:
-            add(f"gradient_checkpointing=True with {label}", smaller, checkpointing=True)
-    if settings.optimizer == "adamw" and settings.device == "cuda":
-        add("optim='adamw_bnb_8bit'", row, optimizer="adamw8bit")
-    if settings.lora is None:
-        add("LoRA of rank 16", row, lora=16)
-        add("LoRA of rank 16 with gradient_checkpointing=True", row, lora=16, checkpointing=True)
+            run = make()
+            peak = run.plan().peak
+        except ValueError:  # not with the other settings, or a head budget that holds no row
+            continue
+        if peak < most:
+            found.append(Option(label, run, peak))
     return found
 
 
-def _limit(device: torch.device) -> int | None:
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def _changes(now: PlannedRun, trainer: Any) -> Iterator[tuple[str, Any]]:
+    """(label, function that makes the changed run) of what this trainer can run."""
+    settings = now.settings
+    budgets = smaller_budgets(trainer.args.tokens_per_batch, now.row.tokens, trainer.longest_sample)
+    can_checkpoint = not settings.checkpointing and getattr(
+        causal_lm(trainer.model), "supports_gradient_checkpointing", False
+    )
+    again = "gradient_checkpointing=True"
+    if can_checkpoint:
+        yield again, lambda: now.changed(checkpointing=True)
+    for tokens in budgets:
+        yield f"tokens_per_batch={tokens}", lambda tokens=tokens: now.with_row_of(tokens)
+    if can_checkpoint:
+        for tokens in budgets:
+            label = f"{again} with tokens_per_batch={tokens}"
+            yield label, lambda tokens=tokens: now.with_row_of(tokens).changed(checkpointing=True)
+    if settings.head_budget is None:
+        yield f"head_budget={SMALL_HEAD}", lambda: now.changed(head_budget=SMALL_HEAD)
+    # bitsandbytes fails on FSDP2's shards; DeepSpeed takes its optimizer from its own settings
+    if settings.optimizer == "adamw" and settings.device == "cuda" and settings.engine in ("single", "ddp"):
+        if _is_installed("bitsandbytes"):
+            yield "optim='adamw_bnb_8bit'", lambda: now.changed(optimizer="adamw8bit")
+    if settings.lora is None and _is_installed("peft"):
+        presumed, precision, numbers = _lora(now, trainer.args)
+        label = f"LoRA of rank {RANK} ({presumed})"
+        adapters = {"lora": RANK, "precision": precision, "numbers": numbers}
+        yield label, lambda: now.changed(**adapters)
+        if can_checkpoint:
+            yield f"{label} with {again}", lambda: now.changed(checkpointing=True, **adapters)
+        both = settings.checkpointing or can_checkpoint
+        for tokens in budgets:
+            words = [again] if can_checkpoint else []
+            yield (
+                f"{label} with {' and '.join([*words, f'tokens_per_batch={tokens}'])}",
+                lambda tokens=tokens: now.with_row_of(tokens).changed(checkpointing=both, **adapters),
+            )
 
 
-# before the first step ------------------------------------------------------------------------------------------------
+def _lora(now: PlannedRun, args: Any) -> tuple[str, str, Numbers]:
+    """What LoRA presumes in words, its precision and sizes; adapters are float32, as peft makes them."""
+    engine = now.settings.engine
+    if engine == "zero3":
+        return "on the base that DeepSpeed has in 16 bits", "mixed", numbers_of("mixed", engine, lora=True)
+    if args.bf16:
+        return "on a base loaded in bfloat16", "mixed", numbers_of("mixed", engine, lora=True)
+    if now.numbers.stored == 2 and not args.fp16:
+        return "on the base in 16 bits, with bf16=True", "mixed", numbers_of("mixed", engine, lora=True)
+    base = now.numbers.stored
+    precision, numbers = precision_of(engine, 4, base, lora=True, mixed=args.fp16)
+    return f"on the base in {8 * base} bits, as it is loaded", precision, numbers
 
 
-def fit_budget(trainer: Any) -> None:
-    """Halve `tokens_per_batch` until the largest batch runs.
-
-    Raises:
-        ValueError: a sharded model. torch.OutOfMemoryError: the smallest budget that holds the longest sample does not
-        run either.
-    """
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise ValueError(
-            "auto_budget tries batches on each rank alone, which a sharded model cannot; set tokens_per_batch by "
-            "`amopo memory plan` and leave auto_budget out"
-        )
-    while True:
-        error = _tried(trainer)
-        failed = torch.tensor(int(error is not None), device=trainer.args.device)
-        if int(trainer._all_reduce(failed)) == 0:
-            return
-        smaller = trainer.args.tokens_per_batch // 2
-        longest = max(trainer.train_lengths)
-        if smaller < longest:
-            reason = error or RuntimeError("another rank ran out of memory")
-            raise explained(reason, trainer) from error
-        logger.warning(
-            "auto_budget: a row of tokens_per_batch=%d does not fit; going on with tokens_per_batch=%d",
-            trainer.args.tokens_per_batch, smaller,
-        )  # fmt: skip
-        trainer.args.tokens_per_batch = smaller
-        trainer.plan_batches()
+def smaller_budgets(budget: int, row: int, longest: int) -> list[int]:
+    """Halves of the budget that still hold the longest sample, or else just that; below the row that ran."""
+    found = [budget // parts for parts in (2, 4, 8) if budget // parts >= longest]
+    return [tokens for tokens in found or [longest] if tokens < row]
 
 
-def _tried(trainer: Any) -> BaseException | None:
-    """Forward and backward of the largest batch; the error if there was no memory for it."""
-    device = trainer.args.device
-    reserved: Tensor | None = None
-    inputs: dict[str, Any] | None = None
-    result: Any = None
-    mode = trainer.model.training
-    try:
-        trained = [p for p in trainer.model.parameters() if p.requires_grad]
-        reserved = torch.empty(sum(2 * p.nbytes for p in trained), dtype=torch.uint8, device=device)
-        inputs = trainer._prepare_inputs(trainer.largest_batch())
-        trainer.running_layout = inputs["amopo_layout"]
-        trainer.model.train()
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices), trainer.accelerator.autocast():
-            result = trainer._run(trainer.model, inputs, step=0)
-            result.loss.backward()
-        return None
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # Its traceback holds the frames, and so the tensors, of the attempt.
-        return error.with_traceback(None)
-    finally:
-        reserved = inputs = result = None  # noqa: F841
-        trainer.model.zero_grad(set_to_none=True)
-        trainer.model.train(mode)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

@@ -13,7 +13,7 @@ one) on lists of `TokenizedSample`. It is transformers' `Trainer` with these par
 - **Evaluation**: the same forward and loss, exact means over samples (see `amopo.trainer.evaluation`).
 - **Metrics**: see `amopo.trainer.metrics`; read from the device at logging steps only, and kept in `amopo_log.jsonl`.
 - **Out of memory**: the error says what the plan makes of it, and which settings would fit; `auto_budget` lowers the
-  token budget before the first step (see `amopo.trainer.out_of_memory`).
+  token budget before the first step (see `amopo.trainer.out_of_memory`, `amopo.trainer.token_budget`).
 - **Checkpoints**: resuming continues the run exactly; other settings or data raise (see `amopo.trainer.resume`).
 
 Nothing is sent anywhere unless `report_to` names a tracker.
@@ -34,6 +34,7 @@ from transformers import TrainerCallback
 
 from amopo.fused_loss import loss_from_logps
 from amopo.memory.checkpointing import enable_checkpointing
+from amopo.memory.exhausted import is_out_of_memory
 from amopo.packing import attention
 from amopo.packing.layout import TreeLayout
 from amopo.packing.sample import TokenizedSample
@@ -48,7 +49,7 @@ from amopo.trainer.identity import class_name, model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
-from amopo.trainer.out_of_memory import explained, fit_budget, is_out_of_memory
+from amopo.trainer.out_of_memory import explained
 from amopo.trainer.peak_memory import peak_memory_gib
 from amopo.trainer.ranks import ranks_to_plan_for
 from amopo.trainer.resume import (
@@ -62,6 +63,7 @@ from amopo.trainer.resume import (
 from amopo.trainer.run_log import RunLog
 from amopo.trainer.samples import SampleTable
 from amopo.trainer.self_check import check_first_batch
+from amopo.trainer.token_budget import fit_budget, keep_budget
 from amopo.trainer.wrapping import reduce_every_micro_batch, wants_whole_gradients
 
 LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
@@ -238,7 +240,10 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
             # Where every node keeps checkpoints of its own, the other nodes' random states are not here.
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = latest_checkpoint(self.args.output_dir, rank=rank)
-            planned_ranks = ranks_to_plan_for(read_settings(resume_from_checkpoint), self.args)
+            recorded = read_settings(resume_from_checkpoint)
+            planned_ranks = ranks_to_plan_for(recorded, self.args)
+            if self.args.auto_budget:
+                keep_budget(self.args, recorded)
         self._loaders.plan_run(planned_ranks)
         self.get_train_dataloader()
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
@@ -264,6 +269,11 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
             if not is_out_of_memory(error):
                 raise
             raise explained(error, self) from error
+
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of the longest sample in a packed row, of training or evaluation; no budget can be below it."""
+        return self._loaders.longest
 
     @property
     def train_lengths(self) -> Sequence[int]:

@@ -92,6 +92,28 @@ def test_the_plan_of_each_method_is_within_five_per_cent_of_its_tensors(tiny, me
     assert planned == pytest.approx(measured, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "words", ["CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]
+)
+def test_a_search_takes_any_error_of_a_full_card_for_an_answer(words):
+    from bench.test_memory import attempt
+
+    class Full:
+        recovered = 0
+
+        def peaks(self, method, sample):
+            raise RuntimeError(words)
+
+        def recover(self):
+            self.recovered += 1
+
+    steps = Full()
+    assert attempt(steps, "amopo pair", None) is None and steps.recovered == 1
+    words = "a bug"
+    with pytest.raises(RuntimeError, match="a bug"):
+        attempt(steps, "amopo pair", None)
+
+
 def test_a_step_beyond_the_card_is_out_of_memory_and_the_next_one_runs(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "card", 1 << 20)
     with pytest.raises(torch.OutOfMemoryError, match="on a card of 1048576"):

@@ -163,6 +163,51 @@ def test_lora_trains_adapters_of_a_saved_model(trained, amopo, data, tmp_path):
     assert change["after"]["rewards/margins"] > change["before"]["rewards/margins"]
 
 
+@pytest.mark.parametrize(
+    "flags, frozen", [((), "float32"), (("--bf16",), "bfloat16"), (("--bf16", "--dtype=float32"), "float32")]
+)
+def test_the_frozen_base_of_lora_is_bfloat16_where_training_is(
+    trained, amopo, data, tmp_path, monkeypatch, flags, frozen
+):
+    pytest.importorskip("peft")
+    from amopo.trainer import AMoPOTrainer
+
+    _, base = trained("--max-steps=1", folder="base")
+    out = tmp_path / "lora"
+    argv = ["train", "--model", base, "--data", data, "--objectives=a,b", "--template=brief", "--output-dir", out]
+    argv += ["--lora-r=4", "--tokens-per-batch=512", "--max-steps=1", "--use-cpu", "--samples=0", *flags]
+    planned = amopo(*argv, "--dry-run")
+    seen = []
+    train = AMoPOTrainer.train
+
+    def look_and_train(self, *args, **kwargs):
+        result = train(self, *args, **kwargs)
+        seen.extend((name, p.requires_grad, p.dtype, p.numel()) for name, p in self.model.named_parameters())
+        return result
+
+    monkeypatch.setattr(AMoPOTrainer, "train", look_and_train)
+    outcome = amopo(*argv)
+    assert outcome.status == planned.status == 0, outcome.err + planned.err
+    assert {(trained, str(dtype)) for _, trained, dtype, _ in seen} == {
+        (True, "torch.float32"),
+        (False, f"torch.{frozen}"),
+    }
+    assert all(trained == ("lora_" in name) for name, trained, _, _ in seen)
+    counts = {frozen: sum(size for _, trained, _, size in seen if not trained)}
+    counts["float32"] = counts.get("float32", 0) + sum(size for _, trained, _, size in seen if trained)
+    metrics = read_metrics(out)
+    assert metrics["settings"]["dtype"] == frozen and metrics["model"]["dtypes"] == counts
+    assert json.loads((out / "amopo_run.json").read_text())["settings"]["model"]["dtypes"] == counts
+    (line,) = [line for line in planned.out.splitlines() if line.startswith("weights: ")]
+    assert line in outcome.out and f"frozen in {frozen}" in line and "trained in float32" in line
+
+
+def test_all_weights_are_trained_in_float32_in_mixed_precision_too(trained):
+    folder = trained("--max-steps=1", "--bf16", folder="base")[1]
+    metrics = read_metrics(folder)
+    assert metrics["settings"]["dtype"] == "float32" and set(metrics["model"]["dtypes"]) == {"float32"}
+
+
 def test_eval_scores_generations_of_tasks(trained, amopo, tmp_path):
     from amopo.data.verifiable import OBJECTIVES, write_splits
 

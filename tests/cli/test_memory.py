@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+
+from amopo.memory.plan import make_plan
 
 CLUSTER = ("--model", "Qwen2.5-32B", "--gpus", "32", "--engine", "fsdp2", "--checkpointing")
 
@@ -165,6 +168,48 @@ def test_a_context_of_nothing_is_a_context(amopo):
     assert found["phases"]["step"]["context"] == 0
 
 
+def options_in(message: str) -> list[tuple[str, float]]:
+    """(flags, GiB) of the changes that a message lists."""
+    listed = re.split(r"(?:would fit|take least): ", message)[-1]
+    return [(label, float(gib)) for label, gib in re.findall(r"(--.+?) \(([\d.]+) GiB\)", listed)]
+
+
+@pytest.mark.parametrize(
+    "limit, words, labels",
+    [
+        ("1.5GiB", "These would fit: ", ["--lora 16"]),
+        ("4GiB", "These would fit: ", ["--lora 16", "--precision bf16", "--checkpointing"]),
+        ("1MiB", "would fit; these take least: ", ["--lora 16", "--precision bf16", "--checkpointing"]),
+    ],
+)
+def test_what_a_profile_that_does_not_fit_proposes_fits_and_is_run_by_it(
+    amopo, tmp_path, monkeypatch, limit, words, labels
+):
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    import torch
+
+    import amopo.memory.profile as module
+
+    began = []
+
+    def full(shape, sample, settings, **_):
+        began.append((settings, make_plan(shape, sample, settings).peak))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "profile", full)
+    arguments = ("--model", "Qwen2.5-0.5B", "--layers", "2", "--device", "cpu", "--out", tmp_path)
+    message = amopo("memory", "profile", *arguments, "--gpu-memory", limit).one_line()
+    found = options_in(message)
+    assert words in message and [label for label, _ in found] == labels
+    began.clear()
+    for label, gib in found:  # the command takes it, and its plan is what was said
+        amopo("memory", "profile", *arguments, *label.split())
+        settings, peak = began.pop()
+        assert (settings.engine, settings.gpus) == ("single", 1) and peak / (1 << 30) == pytest.approx(gib, abs=0.006)
+        assert words.startswith("would") or gib <= float(limit.removesuffix("GiB"))
+
+
 @pytest.mark.parametrize(
     "words", ["CUDA out of memory. Tried to allocate 2.00 GiB.\nmore", "DefaultCPUAllocator: can't allocate memory"]
 )
@@ -182,7 +227,8 @@ def test_a_profile_that_does_not_fit_says_what_would(amopo, tmp_path, monkeypatc
     outcome = amopo("memory", "profile", *arguments)
     message = outcome.one_line()
     assert outcome.status == 1 and words.split("\n")[0].rstrip(".") in message and "more" not in message
-    assert "By the plan a row of 6400 tokens takes" in message and message.count(" GiB)") == 3
+    assert "By the plan a row of 6400 tokens takes" in message and "These take least: " in message
+    assert [label for label, _ in options_in(message)] == ["--lora 16", "--precision bf16", "--checkpointing"]
     monkeypatch.setattr(module, "profile", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
     assert "RuntimeError: a bug" in amopo("memory", "profile", *arguments).one_line()
 

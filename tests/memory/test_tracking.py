@@ -113,3 +113,28 @@ def test_a_plan_for_the_cpu_is_not_the_plan_for_cuda():
     cpu = make_plan(small(), SAMPLE, RunSettings(precision="fp32", device="cpu"))
     cuda = make_plan(small(), SAMPLE, RunSettings(precision="fp32"))
     assert cpu.phases["forward"]["activations"] > cuda.phases["forward"]["activations"]
+
+
+def test_the_allocators_largest_reservation_outlives_the_phases(monkeypatch):
+    """CUDA resets all of its peaks together; a device is stood in for by its counters."""
+    from amopo.memory.meters import CudaMeter
+
+    counters = {"now": 0, "peak": 0}
+
+    def hold(size):
+        counters["now"] = size
+        counters["peak"] = max(counters["peak"], size)
+
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: counters["peak"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: counters["peak"] // 2)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: counters.update(peak=counters["now"]))
+    meter, inner = CudaMeter(torch.device("cuda", 0)), CudaMeter(torch.device("cuda", 0))
+    hold(100)
+    hold(20)
+    meter.restart()
+    assert meter.peak() == 10 and meter.reserved() == 100
+    hold(300)
+    assert meter.peak() == 150  # read before another one restarts
+    hold(20)
+    inner.restart()
+    assert meter.reserved() == 300 and meter.peak() == 10
