@@ -160,6 +160,11 @@ def of_vocabulary(rank: int, size: int) -> dict:
     uneven = nn.Linear(32, 63, bias=False)
     uneven.weight = nn.Parameter(distribute_tensor(uneven.weight.detach(), mesh, [Shard(0)]))
     results["refusals"]["uneven"] = message_of(lambda: loss_through(uneven, mesh.get_group()))
+    # 63 rows cut by hand into modules of 32 and 31: neither says how large the whole is.
+    by_hand = nn.Linear(32, (32, 31)[rank], bias=False)
+    results["refusals"]["uneven by hand"] = message_of(lambda: loss_through(by_hand, mesh.get_group()))
+    bare = by_hand.weight.detach()
+    results["refusals"]["uneven bare"] = message_of(lambda: loss_through(bare, mesh.get_group()))
     adapted = get_peft_model(tiny_runs.qwen2(), LoraConfig(r=2, target_modules=["lm_head"])).lm_head
     adapted.base_layer.weight = nn.Parameter(distribute_tensor(adapted.base_layer.weight.detach(), mesh, [Shard(0)]))
     results["refusals"]["adapter"] = message_of(lambda: loss_through(adapted, mesh.get_group()))
