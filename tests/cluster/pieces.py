@@ -18,6 +18,7 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -221,6 +222,21 @@ def unwrapped() -> list[str]:
     return [message_of(lambda: model(**packed)), message_of(lambda: model(**labelled))]
 
 
+def parts_alone(trained: str) -> list[str]:
+    """`fully_shard` on the layers, and the root forgotten. They stay gathered after the evaluation."""
+    part = batch()
+    packed = {"input_ids": part.input_ids, "position_ids": part.position_ids, "amopo_layout": part.layout}
+    labelled = {"input_ids": part.input_ids, "labels": part.input_ids}
+    model = tiny_runs.qwen2(tie_word_embeddings=True).requires_grad_(trained == "all")
+    amopo.patch(model)
+    for layer in model.model.layers:
+        fully_shard(layer.requires_grad_(), reshard_after_forward=False)
+    messages = [message_of(lambda: model(**labelled))]
+    with torch.no_grad():
+        model(**packed)
+    return [*messages, message_of(lambda: model(**packed))]
+
+
 def beside_ddp(rank: int | None) -> dict:
     """`fused_loss` with the head that DDP holds, on hidden states out of DDP, and on those of the module in it.
 
@@ -250,7 +266,12 @@ if __name__ == "__main__":
     padded_rows = {name: of_padded_rows(padded(made), rank, size) for name, made in PADDED.items()}
     torch.save(padded_rows, directory / f"padded-{rank}.pt")
     torch.save(of_vocabulary(rank, size), directory / f"vocabulary-{rank}.pt")
-    torch.save({"messages": unwrapped(), "beside": beside_ddp(rank)}, directory / f"unwrapped-{rank}.pt")
+    found = {
+        "messages": unwrapped(),
+        "beside": beside_ddp(rank),
+        "parts": {kind: parts_alone(kind) for kind in ("all", "layers")},
+    }
+    torch.save(found, directory / f"unwrapped-{rank}.pt")
     torch.save(of_model_in_transformers_hands(rank, size, directory / "model"), directory / f"transformers-{rank}.pt")
     dist.barrier()
     sys.stdout.flush()

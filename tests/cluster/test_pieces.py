@@ -142,6 +142,14 @@ def test_training_the_module_inside_a_wrapper_is_refused(ranks):
             assert "call the wrapper itself" in message
 
 
+def test_fully_shard_on_the_layers_alone_is_refused_where_more_trains(ranks):
+    for rank in ranks("unwrapped"):
+        for message in rank["parts"]["all"]:
+            assert message.startswith("RuntimeError: fully_shard was applied to parts of Qwen2ForCausalLM alone")
+            assert "model.embed_tokens.weight and 1 more" in message and "Call fully_shard(model) too" in message
+        assert rank["parts"]["layers"] == ["no error"] * 2
+
+
 def test_a_head_beside_ddp_is_reduced_with_hidden_states_that_came_out_of_the_wrapper(ranks):
     """And with those of the module in it nothing is: fused_loss has the same arguments in both cases."""
     expected = pieces.beside_ddp(None)["out of the wrapper"]
