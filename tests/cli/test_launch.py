@@ -142,3 +142,12 @@ def test_a_rank_leaves_its_group_before_the_interpreter_ends_unless_it_fails(amo
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("flag", ["--local_rank=0", "--local-rank=0"])
+def test_the_local_rank_that_a_launcher_puts_before_the_command_is_its_own_affair(flag, amopo, monkeypatch):
+    assert "unknown command" in amopo(flag, "env", "--help").one_line()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    outcome = amopo(flag, "env", "--help")
+    assert outcome.status == 0 and "usage: amopo env" in outcome.out
+    assert "unknown command '--local_ronk=0'" in amopo("--local_ronk=0", "env", "--help").one_line()

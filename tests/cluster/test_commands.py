@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -82,6 +83,7 @@ class Place:
         self.settings = self.folder / "mine.yaml"
         self.settings.write_text(SETTINGS.format(data=data))
         self.program("torchrun", f'exec {sys.executable} -P -m torch.distributed.run "$@"')
+        self.program("deepspeed", f'exec {sys.executable} -P -m deepspeed.launcher.runner "$@"')
         self.program("accelerate", f'exec {sys.executable} -P -m accelerate.commands.accelerate_cli "$@"')
 
     def program(self, name: str, *lines: str) -> None:
@@ -193,6 +195,17 @@ def test_accelerate_launch_trains_with_every_configuration(engine, place, expect
     command = command.replace("launch ", "launch --num_processes 2 --main_process_port 0 ")
     place.run(command, f"accelerate-{engine}", fsdp=engine == "fsdp2")
     check(place.folder / f"accelerate-{engine}", expected)
+
+
+@needs_deepspeed
+def test_the_launcher_of_deepspeed_trains(place, expected):
+    command = on_the_page("deepspeed --module").replace("zero3", "zero2")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = command.replace("--module", f"--num_gpus 2 --master_port {port} --module")
+    place.run(command, "launched-by-deepspeed")
+    check(place.folder / "launched-by-deepspeed", expected)
 
 
 # ---- Slurm: srun and scontrol of one node, which start what they are given ----
