@@ -116,6 +116,20 @@ def test_there_is_no_more_than_one_process_per_gpu(monkeypatch):
     launch.check(4)
     with pytest.raises(UsageError, match="5 processes, but 4 GPUs"):
         launch.check(5)
+    launch.check(5, use_cpu=True)
+
+
+def test_processes_that_leave_the_gpus_alone_may_be_more_than_there_are(amopo, flags, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    started = []
+    monkeypatch.setattr("amopo.cli.train.start", lambda argv, nproc, **options: started.append((nproc, options)) or 0)
+    given = [flag for flag in flags("out") if flag != "--use-cpu"]
+    assert "2 processes, but 1 GPUs" in amopo(*given, "--nproc=2").one_line()
+    assert started == [] and amopo(*given, "--nproc=2", "--use-cpu").status == 0
+    ((nproc, options),) = started
+    assert nproc == 2 and options["use_cpu"] is True
 
 
 def test_the_rank_that_failed_first_is_named_though_the_clock_of_files_ticks_in_seconds(capsys):
