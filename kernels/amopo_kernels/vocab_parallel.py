@@ -34,9 +34,10 @@ def check_equal_rows(weight: Tensor, group: dist.ProcessGroup) -> None:
     if torch.compiler.is_compiling():
         return
     rows, ranks = weight.shape[0], group.size()
-    extremes = weight.new_tensor([rows, -rows], dtype=torch.int64)
+    extremes = weight.new_full((2,), rows, dtype=torch.int64)  # filled on the device: a list would be copied there
     if type(extremes) is not Tensor:  # a fake one
         return
+    extremes[1].neg_()
     dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
     remedy = (
         f"so that targets would meet the wrong rows; pad the vocabulary to a multiple of {ranks} "
