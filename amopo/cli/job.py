@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from amopo.cli.console import Console, is_main_process
 from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
@@ -163,6 +165,7 @@ def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
         model, tokenizer, note = from_scratch(job, size)
         console.say(note)
     if job.lora_r is not None:
+        torch.manual_seed(job.args.seed)  # the adapters' first weights are drawn: the same in every run, on every rank
         model = add_lora(model, rank=job.lora_r, alpha=job.lora_alpha)
     parameters = sum(map(_numel, model.parameters()))
     console.say(f"model: {job.model}, {parameters / 1e6:.2f}M parameters, {len(tokenizer)} tokens")

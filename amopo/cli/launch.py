@@ -48,25 +48,30 @@ def program() -> list[str]:
     return ["amopo"]
 
 
-def check(nproc: int) -> None:
-    """Raise for a number of processes that cannot be started here."""
+def check(nproc: int, *, use_cpu: bool = False) -> None:
+    """Raise for a number of processes that cannot be started here; `use_cpu`: they leave the GPUs alone."""
     if nproc < 1:
         raise UsageError(f"--nproc: at least 1 process, not {nproc}")
     if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
         raise UsageError("--nproc: a launcher has started this process already (RANK is set); leave --nproc away")
+    if use_cpu:
+        return
     import torch
 
     found = torch.cuda.device_count()
     if 0 < found < nproc:
-        raise UsageError(f"--nproc: {nproc} processes, but {found} GPUs are visible; one process per GPU is the most")
+        raise UsageError(
+            f"--nproc: {nproc} processes, but {found} GPUs are visible; one process per GPU is the most, unless "
+            "--use-cpu leaves them alone"
+        )
 
 
-def start(argv: Sequence[str], nproc: int, *, debug: bool = False) -> int:
+def start(argv: Sequence[str], nproc: int, *, debug: bool = False, use_cpu: bool = False) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    check(nproc)
+    check(nproc, use_cpu=use_cpu)
     os.environ[LAUNCHED] = shlex.join(program())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     known = {field.name for field in dataclasses.fields(LaunchConfig)}

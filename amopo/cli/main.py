@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(argv: list[str]) -> int:
+    argv = without_launchers_flag(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
         return 0
@@ -86,6 +88,12 @@ def answer(argv: list[str]) -> int:
             rank = "" if is_main_process() else f" on rank {os.environ['RANK']}"
             print(f"amopo: error{rank}: {one_line(error)}", file=sys.stderr)
         return exit_status(error)
+
+
+def without_launchers_flag(argv: list[str]) -> list[str]:
+    """Without `--local_rank=N`, which the launcher of DeepSpeed puts before the command; LOCAL_RANK says the same."""
+    is_launchers = "LOCAL_RANK" in os.environ and argv and re.fullmatch(r"--local[_-]rank=\d+", argv[0])
+    return argv[1:] if is_launchers else argv
 
 
 def run_command(name: str, argv: Sequence[str]) -> int:

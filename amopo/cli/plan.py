@@ -14,9 +14,10 @@ says it. Nothing is written, and nothing is trained.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,30 @@ def _head(model: Any, args: Any, rows: int) -> dict[str, Any]:
 
 def outline(job: Job) -> tuple[Any, Any, list[str]]:
     """The model without weights (on the meta device), its tokenizer, and what could not be checked so."""
+    with _whole_models():
+        return _outline(job)
+
+
+@contextlib.contextmanager
+def _whole_models() -> Iterator[None]:
+    """Models are made as without ZeRO-3: transformers would cut them into pieces, between ranks that need not be there.
+
+    A plan reads shapes, and a piece has none.
+    """
+    from transformers.integrations import deepspeed
+
+    if not deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    config = deepspeed._hf_deepspeed_config_weak_ref()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
+
+
+def _outline(job: Job) -> tuple[Any, Any, list[str]]:
     size = parse_scratch(job.model)
     if size is not None:
         model, tokenizer, note = from_scratch(job, size)

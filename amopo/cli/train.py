@@ -171,12 +171,13 @@ def run(settings: Settings) -> int:
     check_choices(settings)
     folder, command = Path(settings.output_dir).expanduser(), resume_command(["train", *settings.argv])
     starts_ranks = settings.nproc is not None and not is_launched()
+    use_cpu = bool(settings.values.get("use_cpu"))
     if starts_ranks:
-        check(settings.nproc)
+        check(settings.nproc, use_cpu=use_cpu)
     if is_main_process():
         check_output_dir(folder, model=settings.model, resume=settings.resume or False, force=settings.force)
     if starts_ranks and not settings.dry_run:
-        return start(["train", *settings.argv], settings.nproc, debug=settings.debug)
+        return start(["train", *settings.argv], settings.nproc, debug=settings.debug, use_cpu=use_cpu)
     with contextlib.nullcontext() if is_launched() else terminate_like_interrupt():
         job, console = None, Console(quiet=settings.quiet, outlives_readers=not settings.dry_run)
         try:

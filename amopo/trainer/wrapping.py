@@ -6,7 +6,8 @@ Contract
 raises unless that forward runs inside DistributedDataParallel, or the model's parameters are sharded (FSDP, tensor
 parallelism), or DeepSpeed runs in this process, which reduces gradients in its engine's own backward. Calling the
 module that a wrapper holds (`ddp.module(...)`, `accelerator.unwrap_model(model)(...)`) trains every rank alone, and
-nothing else would say so: the loss falls, and the ranks' weights drift apart.
+nothing else would say so: the loss falls, and the ranks' weights drift apart. So do weights that train outside of
+FSDP2's units, where `fully_shard` was applied to parts of the model and not to the model.
 
 It looks at objects in memory only; no communication.
 
@@ -32,7 +33,12 @@ def check_wrapped(model: nn.Module) -> None:
         return
     if DistributedDataParallel._get_active_ddp_module() is not None:
         return
-    if _deepspeed_runs() or is_sharded(model):
+    if _deepspeed_runs():
+        return
+    if any(map(_in_fsdp, model.modules())):
+        _check_units(model)
+        return
+    if is_sharded(model):  # by tensor parallelism, which keeps weights that are not in pieces alike
         return
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return
@@ -47,7 +53,7 @@ def check_wrapped(model: nn.Module) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP or tensor parallelism keeps the model's weights in pieces."""
     # Both FSDPs mark every module that they manage; a DTensor belongs to FSDP2 or to tensor parallelism.
-    if getattr(model, "_is_fsdp_managed_module", False):
+    if _in_fsdp(model):
         return True
     return any(hasattr(parameter, "placements") for parameter in model.parameters())
 
@@ -62,6 +68,31 @@ def wants_whole_gradients(args: Any) -> bool:
     """Whether `accelerator_config` says `sync_each_batch=False`: one reduction a step, whole gradients until then."""
     given = getattr(args.accelerator_config, "gradient_accumulation_kwargs", None) or {}
     return given.get("sync_each_batch") is False
+
+
+def _check_units(model: nn.Module) -> None:
+    """Raise RuntimeError for what trains outside of FSDP's units.
+
+    Asked is the module, not its parameters: a unit that is gathered has plain ones.
+    """
+    alone: dict[int, str] = {}  # tied weights have two names
+    for prefix, module in model.named_modules():
+        if not _in_fsdp(module):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad and not hasattr(parameter, "placements"):
+                    alone.setdefault(id(parameter), f"{prefix}.{name}")
+    if alone:
+        first, more = next(iter(alone.values())), f" and {len(alone) - 1} more" if len(alone) > 1 else ""
+        raise RuntimeError(
+            f"fully_shard was applied to parts of {type(model).__name__} alone: nothing would reduce the gradients of "
+            f"{first}{more}, and every rank would train its own. Call fully_shard(model) too, after its parts. "
+            "Where you reduce these gradients yourself, say so with patch_forward(model, allow_unwrapped=True)"
+        )
+
+
+def _in_fsdp(module: nn.Module) -> bool:
+    """Whether an FSDP unit is this module or holds it."""
+    return bool(getattr(module, "_is_fsdp_managed_module", False))
 
 
 def _deepspeed_runs() -> bool:

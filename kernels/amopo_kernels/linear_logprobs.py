@@ -35,6 +35,7 @@ from amopo_kernels.checks import (
 )
 from amopo_kernels.head_call import HeadOptions
 from amopo_kernels.head_op import linear_logprobs_op
+from amopo_kernels.vocab_parallel import check_equal_rows
 
 
 def linear_logprobs(
@@ -61,18 +62,21 @@ def linear_logprobs(
             merged weight; A and B may need gradients. Their dropout, DoRA and several adapters are the caller's to
             refuse.
         process_group: a `torch.distributed` group whose ranks hold `weight [V / P, H]`, `bias [V / P]` (and B) in
-            rank order, all of one size; hidden and targets are the same on all ranks, targets over the whole `[0, V)`.
+            rank order, all of one size (the ranks compare them; one host sync per size); hidden and targets
+            are the same on all ranks, targets over the whole `[0, V)`.
         budget: bytes for everything that grows with V (default: `max(4 * H * V, 1 GiB)`, 512 MiB with a frozen head).
     Returns:
         natural-log probabilities, fp32 (fp64 for fp64 inputs).
     Raises:
-        ValueError, TypeError: shapes, dtypes, devices or budget that cannot be right. On a CPU also a target outside
-        the vocabulary, NaN or inf in hidden or weight (RuntimeError); on CUDA bad targets trip a device assertion and
-        NaN shows in the result, since looking at values would stop the stream.
+        ValueError, TypeError: shapes, dtypes, devices or budget that cannot be right, shards of unequal size. On a
+            CPU also a target outside the vocabulary, NaN or inf in hidden or weight (RuntimeError); on CUDA bad targets
+            trip a device assertion and NaN shows in the result, since looking at values would stop the stream.
     """
     check_head_inputs(hidden, weight, targets, bias, logit_scale, softcap)
     lora_a, lora_b, lora_scale = check_lora(lora, hidden, weight)
     group = "" if process_group is None else process_group.group_name
+    if process_group is not None:
+        check_equal_rows(weight, process_group)  # before anything that one rank alone would raise
 
     device_type = hidden.device.type
     compute = hidden.dtype

@@ -4,11 +4,14 @@ Per row chunk three all-reduces of `[C]` vectors: MAX of the row maximum, SUM of
 one), SUM of the mass S. All ranks then agree on r, the clamp and S; only the owner writes `G_y = -S`. dH is summed over
 ranks, dW stays local. Ranks hold shards of equal size, in rank order (pad the vocabulary as Megatron does; padded rows
 need a bias of -inf). Hidden states are the same on all ranks.
+
+Another size on another rank raises on all of them (`check_equal_rows`); the order of the shards does not show.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -16,6 +19,45 @@ from torch import Tensor
 
 from amopo_kernels import dispatch
 from amopo_kernels.row_pass import CLAMP, RowState, Transform
+
+# group -> sizes of a shard that all its ranks are known to have had in common
+_EQUAL: WeakKeyDictionary[dist.ProcessGroup, set[int]] = WeakKeyDictionary()
+
+
+def check_equal_rows(weight: Tensor, group: dist.ProcessGroup) -> None:
+    """Raise on every rank unless all of them hold as many rows of the vocabulary as `weight [V / P, H]`.
+
+    An all-reduce of two integers, at every call: a rank that went by what it remembers would leave one that has other
+    rows by now waiting alone. The host reads them at the first call with this group and size (ValueError); later an
+    assertion that does not stop a CUDA stream does (RuntimeError on a CPU). Nothing is compared while tracing.
+    """
+    if torch.compiler.is_compiling():
+        return
+    rows, ranks = weight.shape[0], group.size()
+    extremes = weight.new_full((2,), rows, dtype=torch.int64)  # filled on the device: a list would be copied there
+    if type(extremes) is not Tensor:  # a fake one
+        return
+    extremes[1].neg_()
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+    remedy = (
+        f"so that targets would meet the wrong rows; pad the vocabulary to a multiple of {ranks} "
+        f"(model.resize_token_embeddings(pad_to_multiple_of={ranks}), or rows of zeros with a bias of -inf) and give "
+        "each rank as many rows"
+    )
+    known = _EQUAL.setdefault(group, set())
+    if rows in known:
+        message = (
+            f"linear_logprobs: other ranks of process_group hold other than {rows} rows of the vocabulary, {remedy}"
+        )
+        torch._assert_async(extremes.sum() == 0, message)
+        return
+    most, least = extremes[0].item(), -extremes[1].item()
+    if most != least:
+        raise ValueError(
+            f"linear_logprobs: the ranks of process_group hold unequal shards of the vocabulary, from {least} to "
+            f"{most} rows (this one {rows}), {remedy}"
+        )
+    known.add(rows)
 
 
 @dataclass(frozen=True)

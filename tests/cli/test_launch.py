@@ -116,6 +116,20 @@ def test_there_is_no_more_than_one_process_per_gpu(monkeypatch):
     launch.check(4)
     with pytest.raises(UsageError, match="5 processes, but 4 GPUs"):
         launch.check(5)
+    launch.check(5, use_cpu=True)
+
+
+def test_processes_that_leave_the_gpus_alone_may_be_more_than_there_are(amopo, flags, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    started = []
+    monkeypatch.setattr("amopo.cli.train.start", lambda argv, nproc, **options: started.append((nproc, options)) or 0)
+    given = [flag for flag in flags("out") if flag != "--use-cpu"]
+    assert "2 processes, but 1 GPUs" in amopo(*given, "--nproc=2").one_line()
+    assert started == [] and amopo(*given, "--nproc=2", "--use-cpu").status == 0
+    ((nproc, options),) = started
+    assert nproc == 2 and options["use_cpu"] is True
 
 
 def test_the_rank_that_failed_first_is_named_though_the_clock_of_files_ticks_in_seconds(capsys):
@@ -142,3 +156,12 @@ def test_a_rank_leaves_its_group_before_the_interpreter_ends_unless_it_fails(amo
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("flag", ["--local_rank=0", "--local-rank=0"])
+def test_the_local_rank_that_a_launcher_puts_before_the_command_is_its_own_affair(flag, amopo, monkeypatch):
+    assert "unknown command" in amopo(flag, "env", "--help").one_line()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    outcome = amopo(flag, "env", "--help")
+    assert outcome.status == 0 and "usage: amopo env" in outcome.out
+    assert "unknown command '--local_ronk=0'" in amopo("--local_ronk=0", "env", "--help").one_line()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -160,6 +161,11 @@ def of_vocabulary(rank: int, size: int) -> dict:
     uneven = nn.Linear(32, 63, bias=False)
     uneven.weight = nn.Parameter(distribute_tensor(uneven.weight.detach(), mesh, [Shard(0)]))
     results["refusals"]["uneven"] = message_of(lambda: loss_through(uneven, mesh.get_group()))
+    # 63 rows cut by hand into modules of 32 and 31: neither says how large the whole is.
+    by_hand = nn.Linear(32, (32, 31)[rank], bias=False)
+    results["refusals"]["uneven by hand"] = message_of(lambda: loss_through(by_hand, mesh.get_group()))
+    bare = by_hand.weight.detach()
+    results["refusals"]["uneven bare"] = message_of(lambda: loss_through(bare, mesh.get_group()))
     adapted = get_peft_model(tiny_runs.qwen2(), LoraConfig(r=2, target_modules=["lm_head"])).lm_head
     adapted.base_layer.weight = nn.Parameter(distribute_tensor(adapted.base_layer.weight.detach(), mesh, [Shard(0)]))
     results["refusals"]["adapter"] = message_of(lambda: loss_through(adapted, mesh.get_group()))
@@ -216,6 +222,21 @@ def unwrapped() -> list[str]:
     return [message_of(lambda: model(**packed)), message_of(lambda: model(**labelled))]
 
 
+def parts_alone(trained: str) -> list[str]:
+    """`fully_shard` on the layers, and the root forgotten. They stay gathered after the evaluation."""
+    part = batch()
+    packed = {"input_ids": part.input_ids, "position_ids": part.position_ids, "amopo_layout": part.layout}
+    labelled = {"input_ids": part.input_ids, "labels": part.input_ids}
+    model = tiny_runs.qwen2(tie_word_embeddings=True).requires_grad_(trained == "all")
+    amopo.patch(model)
+    for layer in model.model.layers:
+        fully_shard(layer.requires_grad_(), reshard_after_forward=False)
+    messages = [message_of(lambda: model(**labelled))]
+    with torch.no_grad():
+        model(**packed)
+    return [*messages, message_of(lambda: model(**packed))]
+
+
 def beside_ddp(rank: int | None) -> dict:
     """`fused_loss` with the head that DDP holds, on hidden states out of DDP, and on those of the module in it.
 
@@ -245,7 +266,12 @@ if __name__ == "__main__":
     padded_rows = {name: of_padded_rows(padded(made), rank, size) for name, made in PADDED.items()}
     torch.save(padded_rows, directory / f"padded-{rank}.pt")
     torch.save(of_vocabulary(rank, size), directory / f"vocabulary-{rank}.pt")
-    torch.save({"messages": unwrapped(), "beside": beside_ddp(rank)}, directory / f"unwrapped-{rank}.pt")
+    found = {
+        "messages": unwrapped(),
+        "beside": beside_ddp(rank),
+        "parts": {kind: parts_alone(kind) for kind in ("all", "layers")},
+    }
+    torch.save(found, directory / f"unwrapped-{rank}.pt")
     torch.save(of_model_in_transformers_hands(rank, size, directory / "model"), directory / f"transformers-{rank}.pt")
     dist.barrier()
     sys.stdout.flush()

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -83,6 +84,7 @@ class Place:
         self.settings = self.folder / "mine.yaml"
         self.settings.write_text(SETTINGS.format(data=data))
         self.program("torchrun", f'exec {sys.executable} -P -m torch.distributed.run "$@"')
+        self.program("deepspeed", f'exec {sys.executable} -P -m deepspeed.launcher.runner "$@"')
         self.program("accelerate", f'exec {sys.executable} -P -m accelerate.commands.accelerate_cli "$@"')
 
     def program(self, name: str, *lines: str) -> None:
@@ -143,18 +145,18 @@ def expected(place):
     return found(place.folder / "alone")
 
 
-def found(folder: Path) -> dict[str, object]:
+def found(folder: Path, weights: str = "model.safetensors") -> dict[str, object]:
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["finished"]
     return {
-        "weights": load_file(folder / "model.safetensors"),
+        "weights": load_file(folder / weights),
         "losses": [row["loss"] for row in metrics["log_history"] if "loss" in row],
         "after": {name: metrics["preferences"]["after"][name] for name in ("loss", "rewards/margins")},
     }
 
 
-def check(folder: Path, expected: dict[str, object]) -> None:
-    got = found(folder)
+def check(folder: Path, expected: dict[str, object], weights: str = "model.safetensors") -> None:
+    got = found(folder, weights)
     assert json.loads((folder / "amopo_run.json").read_text())["settings"]["world_size"] == 2
     assert len(expected["losses"]) == 3 and expected["losses"][0] > expected["losses"][2] + 1e-3, "nothing was learned"
     # Under ZeRO-2 and FSDP2 transformers writes the tied head beside the embeddings.
@@ -194,6 +196,85 @@ def test_accelerate_launch_trains_with_every_configuration(engine, place, expect
     command = command.replace("launch ", "launch --num_processes 2 --main_process_port 0 ")
     place.run(command, f"accelerate-{engine}", fsdp=engine == "fsdp2")
     check(place.folder / f"accelerate-{engine}", expected)
+
+
+@needs_deepspeed
+def test_the_launcher_of_deepspeed_trains(place, expected):
+    command = on_the_page("deepspeed --module").replace("zero3", "zero2")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = command.replace("--module", f"--num_gpus 2 --master_port {port} --module")
+    place.run(command, "launched-by-deepspeed")
+    check(place.folder / "launched-by-deepspeed", expected)
+
+
+# ---- a model that is loaded, as every large one is: in pieces from the beginning under ZeRO-3 ----
+
+LOADED = [pytest.param(engine, marks=needs(engine)) for engine in ("zero3", "fsdp2")]
+
+
+@pytest.fixture(scope="module")
+def saved(place, expected):
+    """The model that `expected` trained."""
+    return str(place.folder / "alone" / "imitation")
+
+
+def under(engine: str) -> str:
+    return on_the_page("examples/cluster/torchrun.sh").replace("torchrun.sh ddp", f"torchrun.sh {engine}")
+
+
+@pytest.mark.parametrize("engine", LOADED)
+def test_a_saved_model_trains_with_gradient_checkpointing_as_without(engine, place, saved, expected):
+    flags = ("--model", saved, "--gradient-checkpointing")
+    place.run(under(engine), f"saved-{engine}", *flags, fsdp=engine == "fsdp2")
+    check(place.folder / f"saved-{engine}", expected)
+
+
+@pytest.fixture(scope="module")
+def adapters(place, saved):
+    """Flags of a run that trains adapters, and what one process makes of them."""
+    from amopo.cli.main import main
+
+    flags, folder = ("--model", saved, "--lora-r", "4", "--learning-rate", "1e-2"), place.folder / "adapters"
+    assert main(["train", "--config", str(place.settings), "--output-dir", str(folder), *flags]) == 0
+    return flags, found(folder, "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("engine", LOADED)
+def test_adapters_of_a_saved_model_train_with_gradient_checkpointing_as_without(engine, place, adapters):
+    flags, expected = adapters
+    place.run(under(engine), f"adapters-{engine}", *flags, "--gradient-checkpointing", fsdp=engine == "fsdp2")
+    check(place.folder / f"adapters-{engine}", expected, "adapter_model.safetensors")
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_dry_run_under_zero3_says_of_a_saved_model_what_it_says_without(ranks, place, saved, capsys):
+    """The model is not cut into pieces, which would have no shapes, whether there are ranks or not."""
+    check_plan(place, ["--model", saved], ranks, capsys)
+
+
+@needs_deepspeed
+def test_a_dry_run_under_zero3_says_of_adapters_what_it_says_without(place, adapters, capsys):
+    check_plan(place, ["--model", str(place.folder / "adapters")], 2, capsys)
+
+
+def check_plan(place: Place, flags: list[str], ranks: int, capsys: pytest.CaptureFixture) -> None:
+    from amopo.cli.main import main
+
+    command = under("zero3")
+    if ranks == 1:
+        command = f"{sys.executable} -P -m amopo train --config mine.yaml --deepspeed examples/cluster/zero3.json"
+    out = place.run(command, "never", *flags, "--dry-run")
+    capsys.readouterr()
+    rest = ["--config", str(place.settings), "--output-dir", str(place.folder / "never"), "--dry-run"]
+    assert main(["train", *rest, *flags]) == 0
+    plan = capsys.readouterr().out
+    for beginning in ("model", "samples", "tokens per epoch"):
+        line = re.search(rf"^{beginning}: .*$", plan, re.MULTILINE)[0]
+        assert out.count(line) == 1, f"{line}\n{out}"
+    assert re.search(r"head: [1-9]\d* rows x [1-9]\d* vocabulary x [1-9]\d* hidden", out)
 
 
 # ---- Slurm: srun and scontrol of one node, which start what they are given ----

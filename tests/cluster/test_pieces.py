@@ -121,13 +121,18 @@ def single():
         ("columns", r"placements \(Shard\(1\),\).*make the head column-parallel"),
         ("replicas", r"placements \(Replicate,\).*make the head column-parallel"),
         ("uneven", "63 does not divide into 2 shards of one size.*pad_to_multiple_of=2"),
+        ("uneven by hand", "hold (unequal shards|other than 32 rows) of the vocabulary.*pad_to_multiple_of=2"),
+        ("uneven bare", "hold (unequal shards|other than 32 rows) of the vocabulary.*pad_to_multiple_of=2"),
         ("adapter", "an adapter on an lm_head whose vocabulary is sharded is not supported; leave lm_head out"),
     ],
 )
 def test_heads_sharded_in_a_way_that_cannot_be_right_are_refused(kind, message, ranks):
     for rank in ranks("vocabulary"):
         refusal = rank["refusals"][kind]
-        assert refusal.startswith("ValueError") and re.search(message, refusal), refusal
+        # The rank that has had shards of 32 rows in this group before says so by an assertion.
+        assert re.match("ValueError|RuntimeError: .*other than 32 rows", refusal) and re.search(message, refusal), (
+            refusal
+        )
 
 
 def test_training_the_module_inside_a_wrapper_is_refused(ranks):
@@ -135,6 +140,14 @@ def test_training_the_module_inside_a_wrapper_is_refused(ranks):
         for message in rank["messages"]:
             assert message.startswith("RuntimeError: Qwen2ForCausalLM runs on 2 ranks outside of any wrapper")
             assert "call the wrapper itself" in message
+
+
+def test_fully_shard_on_the_layers_alone_is_refused_where_more_trains(ranks):
+    for rank in ranks("unwrapped"):
+        for message in rank["parts"]["all"]:
+            assert message.startswith("RuntimeError: fully_shard was applied to parts of Qwen2ForCausalLM alone")
+            assert "model.embed_tokens.weight and 1 more" in message and "Call fully_shard(model) too" in message
+        assert rank["parts"]["layers"] == ["no error"] * 2
 
 
 def test_a_head_beside_ddp_is_reduced_with_hidden_states_that_came_out_of_the_wrapper(ranks):

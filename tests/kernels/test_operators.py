@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -146,3 +147,63 @@ def test_vocabulary_sharded_over_two_ranks(tmp_path, dtype, tol, budget, softcap
                 (logps, dh, dw, db), (truth[0], truth[1], truth[2][part], truth[3][part]), strict=True
             ):
                 assert relative_error(value, exact) < tol
+
+
+def _unequal(rank, world, path, results):
+    """A vocabulary of 21 in shards of 11 and 10 rows; in equal ones of 10; and in unequal ones again."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(5, 8), torch.randn(21, 8), torch.tensor([0, 9, 10, 15, 20])
+    group = torch.distributed.group.WORLD
+    unequal = weight[:11] if rank == 0 else weight[11:]
+
+    def message_of(dtype):
+        try:
+            linear_logprobs(hidden.to(dtype), unequal.to(dtype), targets, process_group=group)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "no error"
+
+    first = [message_of(torch.float32), message_of(torch.bfloat16)]
+    equal = weight[rank * 10 : rank * 10 + 10].requires_grad_()
+    for watch in (contextlib.nullcontext(), SyncWatch()):
+        with watch:
+            logps = linear_logprobs(hidden, equal, targets.clamp(max=19), process_group=group)
+            torch.autograd.grad(logps, equal, torch.ones(5))
+    results[rank] = {"first": first, "later": message_of(torch.float32)}
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(120)
+def test_shards_of_unequal_size_are_refused_on_every_rank(tmp_path):
+    """Also by a rank that has met its own size before, which compares without a host sync."""
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_unequal, (2, tmp_path / "store", results), nprocs=2)
+        for rank, rows in enumerate((11, 10)):
+            for message in results[rank]["first"]:
+                assert message.startswith("ValueError") and "multiple of 2" in message, message
+                assert f"from 10 to 11 rows (this one {rows})" in message
+        assert results[0]["later"].startswith("ValueError") and "from 10 to 11 rows" in results[0]["later"]
+        assert "hold other than 10 rows of the vocabulary" in results[1]["later"]
+        assert "multiple of 2" in results[1]["later"]
+
+
+def test_shards_are_not_compared_while_tracing():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with FakeTensorMode(), SyncWatch():
+            logps = linear_logprobs(
+                torch.randn(5, 8),
+                torch.randn(10, 8),
+                torch.zeros(5, dtype=torch.int64),
+                process_group=torch.distributed.group.WORLD,
+            )
+        assert logps.shape == (5,)
+    finally:
+        torch.distributed.destroy_process_group()
