@@ -27,6 +27,7 @@ from amopo.memory.plan import Plan, make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import BUILT_IN, ModelShape, with_layers
 from bench.common import machine
+from bench.common.markers import between, not_of_today
 from bench.common.results import Recorder, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,22 +216,19 @@ def _table(records: list[dict]) -> str:
 
 def document_with(document: str, text: str) -> str:
     """The document with `text` between its markers."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"{DOCUMENT.name} must hold each of these lines once, in this order: {BEGIN!r}, {END!r}")
-    head, rest = document.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    return between(document, BEGIN, END, text, name=DOCUMENT.name)
 
 
 def check(result: Path, document: Path) -> list[str]:
     """What is not as today's planner and the result say."""
     data = load(result)
     text = document.read_text(encoding="utf-8")
-    wrong = []
-    if replanned(data) != data:
-        wrong.append(f"{result.name} holds other plans than are made today; run with --replan")
-    if document_with(text, tables(data)) != text:
-        wrong.append(f"{document.name} is not what the result says; run with --replan")
-    return wrong
+    return not_of_today(
+        result.name,
+        document.name,
+        is_planned=replanned(data) == data,
+        is_written=document_with(text, tables(data)) == text,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

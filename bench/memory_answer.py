@@ -24,6 +24,7 @@ from amopo.memory.methods import METHODS, plan_method
 from amopo.memory.phases import PHASES
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import shape_of
+from bench.common.markers import between
 from bench.common.results import load
 from bench.common.tables import table
 
@@ -306,14 +307,6 @@ def draw(images: Path) -> None:
     draw_methods(rows, images / "memory-32b-methods.png")
 
 
-def between_markers(document: str, text: str) -> str:
-    """The document with `text` between its markers."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"the document must hold each of these lines once, in this order: {BEGIN!r}, {END!r}")
-    head, rest = document.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.split(END)[1]}"
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory_answer", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results")
@@ -324,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     answer = make_answer(options.results)
     text = json.dumps(answer, indent=1) + "\n"
     before = document.read_text(encoding="utf-8")
-    after = between_markers(before, render(answer))
+    after = between(before, BEGIN, END, render(answer), name=document.name)
     if options.check:
         is_new = after == before and file.is_file() and file.read_text(encoding="utf-8") == text
         if not is_new:

@@ -32,6 +32,7 @@ from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import BUILT_IN, ModelShape
 from amopo.memory.workload import row_of
 from bench.common import machine
+from bench.common.markers import between, not_of_today
 from bench.common.results import Recorder, load
 from bench.common.tables import table
 
@@ -233,23 +234,19 @@ def marks(name: str) -> tuple[str, str]:
 def document_with(document: str, made: dict[str, str]) -> str:
     """The document with each table between its markers."""
     for name, text in made.items():
-        begin, end = marks(name)
-        if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
-            raise ValueError(f"{DOCUMENT.name} must hold each of these lines once, in this order: {begin!r}, {end!r}")
-        head, rest = document.split(begin)
-        document = f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+        document = between(document, *marks(name), text, name=DOCUMENT.name)
     return document
 
 
 def check(result: Path, document: Path) -> list[str]:
     """What is not as today's planner and the result say."""
     data, text = load(result), document.read_text(encoding="utf-8")
-    wrong = []
-    if replanned(data) != data:
-        wrong.append(f"{result.name} holds other plans than are made today; run with --replan")
-    if document_with(text, tables(data)) != text:
-        wrong.append(f"{document.name} is not what the result says; run with --replan")
-    return wrong
+    return not_of_today(
+        result.name,
+        document.name,
+        is_planned=replanned(data) == data,
+        is_written=document_with(text, tables(data)) == text,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,20 +13,13 @@ from pathlib import Path
 
 from bench.common.calculated import CALCULATED, calculated_section, measured_shares
 from bench.common.machine import slug
+from bench.common.markers import between
 from bench.common.plots import plot_head
 from bench.common.tables import device_section, read_device
 from bench.common.targets import target_section
 
 BEGIN, END = "<!-- results: begin (python -m bench.report) -->", "<!-- results: end -->"
 EXPECTED = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
-
-
-def between_markers(document: str, text: str, name: str = "the document") -> str:
-    """The document with `text` between its markers."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"{name} must hold each of these lines once, in this order: {BEGIN!r}, {END!r}")
-    head, rest = document.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.split(END)[1]}"
 
 
 def render(results: Path, pictures: Path, expected: tuple[str, ...] = EXPECTED, *, draw: bool = True) -> str:
@@ -78,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = options.document.read_text(encoding="utf-8")
     pictures = options.document.parent / "benchmarks"
     text = render(options.results, pictures, draw=not options.check)
-    after = between_markers(before, text, str(options.document))
+    after = between(before, BEGIN, END, text, name=str(options.document))
     if options.check:
         if after != before:
             print(f"{options.document} is not what the results say; run python -m bench.report", file=sys.stderr)

@@ -21,6 +21,7 @@ from amopo.study.record import FILE
 from amopo.study.settings import SUMMEVAL, TASKS
 from amopo.study.summeval import SummevalStudy
 from amopo.study.tasks import TaskStudy
+from bench.common.markers import between
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {
@@ -64,12 +65,8 @@ def facts(record: Mapping[str, Any]) -> str:
     )
 
 
-def between(document: str, name: str, text: str) -> str:
-    begin, end = f"<!-- {name}: begin (python -m bench.study) -->", f"<!-- {name}: end -->"
-    if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
-        raise ValueError(f"the document must hold each of these lines once, in this order: {begin!r}, {end!r}")
-    head, rest = document.split(begin)
-    return f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+def marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin (python -m bench.study) -->", f"<!-- {name}: end -->"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     record = json.loads((options.folder / FILE).read_text(encoding="utf-8"))
     name, document = record["study"], ROOT / "docs" / "study.md"
-    text = between(document.read_text(encoding="utf-8"), name, section(record))
+    text = between(document.read_text(encoding="utf-8"), *marks(name), section(record), name=document.name)
     results = ROOT / "bench" / "results" / "study"
     results.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(options.folder / FILE, results / f"{name}.json")

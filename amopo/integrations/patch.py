@@ -32,20 +32,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amopo.head import Head, find_head, head_logps
+from amopo.head import Head, find_head
 from amopo.head_adapters import check_adapters
 from amopo.packing.layout import TreeLayout
 from amopo.padded import label_places, select_rows
-from amopo.trainer.forward import (
-    HeadOptions,
-    PackedForward,
-    ReplacedForward,
-    call_on,
-    causal_lm,
-    check_head,
-    patch_forward,
-    runs_alone,
-)
+from amopo.trainer.forward import PackedForward, causal_lm, check_head, patch_forward, runs_alone
+from amopo.trainer.patch_options import PatchOptions
+from amopo.trainer.replaced_forward import ReplacedForward, call_on
 from amopo.trainer.wrapping import check_wrapped
 
 logger = logging.getLogger(__name__)
@@ -106,7 +99,7 @@ def patch(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch takes a loaded causal LM, got {type(model).__name__}; load it with from_pretrained")
-    options = HeadOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
+    options = PatchOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
     owner = causal_lm(model)
     find_head(owner)
     check_adapters(owner)
@@ -160,7 +153,7 @@ def _logps(
     labels: Tensor | None,
     shift_labels: Tensor | None,
     kwargs: dict[str, Any],
-    options: HeadOptions,
+    options: PatchOptions,
 ) -> Tensor:
     if not options.allow_unwrapped:
         check_wrapped(model)
@@ -181,22 +174,13 @@ def _scattered_logps(
     hidden: Tensor,
     labels: Tensor,
     shifted: bool,
-    options: HeadOptions,
+    options: PatchOptions,
 ) -> Tensor:
     if tuple(hidden.shape[:2]) != tuple(labels.shape):
         raise ValueError(f"labels are {tuple(labels.shape)}, but the hidden states {tuple(hidden.shape)}")
     labels = labels.to(hidden.device, non_blocking=True)
     rows = select_rows(labels, shifted=shifted, ignore_index=IGNORE)
-    logps = head_logps(
-        head.lm_head,
-        hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.index),
-        rows.target,
-        logit_scale=head.logit_scale,
-        softcap=head.softcap,
-        logits_dtype=options.logits_dtype,
-        tensor_parallel=options.tensor_parallel,
-        budget=options.budget,
-    )
+    logps = options.logps(head, hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.index), rows.target)
     places = label_places(rows, labels.shape[1], labels.shape[1], shifted=shifted)
     return logps.new_zeros(labels.numel()).index_copy(0, places.to(logps.device), logps).view(labels.shape)
 

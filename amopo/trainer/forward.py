@@ -15,7 +15,7 @@ it (DDP, FSDP2, ZeRO-3, PEFT, autocast) see every parameter that is used. `Packe
 
 Models that do not take their attention from transformers' interface run rows without sharing only: transformers then
 separates the sequences by their position ids, which it stops doing, silently, where an attention mask or a cache is
-given. So `attention_mask` and `use_cache=True` raise, and `use_cache=False` is always passed on. `nn.DataParallel`
+given. So `attention_mask` and `use_cache=True` raise (`amopo.trainer.packed_call`). `nn.DataParallel`
 would scatter the row: it raises, and so do models that `amopo.packing.support` refuses by name, or whose hidden states
 of a small packed row are not those of its sequences run alone, or whose logits are not what their head makes of the
 body's output (8 tokens, twice).
@@ -27,32 +27,25 @@ import inspect
 import logging
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from amopo.head import Head, find_head, head_logps, unwrap
+from amopo.head import find_head, head_logps, unwrap
 from amopo.head_adapters import check_adapters
 from amopo.packing import attention
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
 from amopo.packing.support import check_packed_row, check_packing_support, check_position_ids
 from amopo.packing.windows import check_untold_windows
-from amopo.trainer.wrapping import check_wrapped
-from amopo_kernels.checks import check_budget
-from amopo_kernels.gather import gather_rows
-from amopo_kernels.workspace import workspace_bytes
+from amopo.trainer.packed_call import packed_call, uses_flash
+from amopo.trainer.patch_options import PatchOptions
+from amopo.trainer.replaced_forward import ReplacedForward, call_on
 
 logger = logging.getLogger(__name__)
-# The input's own dtype is as good as "input"; which one that is shows under autocast only.
-_LOGITS_DTYPES = (None, "input", torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 # Difference in nats, per unit of the largest logit, that rounding alone can explain; TF32 counts as fp32.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-3}
-
-# Arguments of a causal LM's forward that a packed call may carry, with the only values that change nothing.
-_HARMLESS = {"use_cache": (None, False), "return_dict": (None, True), "logits_to_keep": (None, 0)}
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -64,10 +57,6 @@ def causal_lm(model: nn.Module) -> nn.Module:
             "process per device with torchrun instead"
         )
     return unwrap(model)
-
-
-def _uses_flash(model: nn.Module) -> bool:
-    return str(getattr(model.config, "_attn_implementation", "")).startswith("flash_attention")
 
 
 def _takes_keywords(body: nn.Module) -> bool:
@@ -89,64 +78,6 @@ def _why_not_tried(owner: nn.Module, body: nn.Module, *, has_own_flash: bool) ->
     if has_own_flash and not (weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)):
         return f"{type(owner).__name__}'s flash attention runs in half precision on a GPU only"
     return None
-
-
-class HeadOptions(NamedTuple):
-    """The keyword arguments of `patch_forward` and `amopo.patch`."""
-
-    logits_dtype: torch.dtype | str | None
-    budget: int | None
-    tensor_parallel: Any
-    allow_unwrapped: bool
-
-    def check(self, model: nn.Module) -> None:
-        """Raise now for what the first call would raise; `model` is a causal LM."""
-        if self.logits_dtype not in _LOGITS_DTYPES:
-            raise ValueError(f'logits_dtype must be None, "input" or torch.float32, got {self.logits_dtype!r}')
-        group = self.tensor_parallel
-        if group is not None and not hasattr(group, "size"):
-            raise TypeError(f"tensor_parallel must be a process group, got {type(group).__name__}")
-        check_budget(self.budget)
-        weight = getattr(find_head(model).lm_head, "weight", None)
-        if self.budget is not None and group is None and weight is not None and weight.numel() > 0:
-            shape = (1, weight.shape[1], weight.shape[0])
-            workspace_bytes(shape, weight.dtype, self.budget, frozen=True, device=weight.device)  # the least there is
-
-
-class ReplacedForward:
-    """The handle of a forward that was replaced on an instance; a context manager that removes it at the end."""
-
-    replaced_by = ""  # who replaced it, for the message
-
-    def __init__(self, owner: nn.Module, previous: Callable | None) -> None:
-        self.owner = owner
-        self._previous = previous
-        self._installed: Callable | None = owner.__dict__.get("forward")
-
-    def remove(self) -> None:
-        """Restore the forward that was there before; a second call does nothing."""
-        if self._installed is None:
-            return
-        if self.owner.__dict__.get("forward") is not self._installed:
-            raise RuntimeError(
-                f"the forward of {type(self.owner).__name__} was replaced again after {self.replaced_by} (by "
-                "accelerate's mixed precision, for example); remove that first"
-            )
-        if self._previous is None:
-            del self.owner.forward
-        else:
-            self.owner.forward = self._previous
-        self._installed = None
-        self._removed()
-
-    def _removed(self) -> None:
-        """What else is put back once the forward is."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
 
 class PackedForward(ReplacedForward):
@@ -180,7 +111,7 @@ def patch_forward(
             `parallelize_module`; transformers' own tensor parallelism is recognised.
         allow_unwrapped: on several ranks, run outside of wrappers too: gradients are reduced by other means.
     """
-    options = HeadOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
+    options = PatchOptions(logits_dtype, budget, tensor_parallel, allow_unwrapped)
     owner = causal_lm(model)
     check_packing_support(model if hasattr(model, "peft_config") else owner)
     options.check(owner)
@@ -190,7 +121,7 @@ def patch_forward(
     was_installed = attention.is_installed(owner)
     before = attention.install(owner) if _takes_keywords(body) else None
     try:
-        reason = _why_not_tried(owner, body, has_own_flash=before is None and _uses_flash(owner))
+        reason = _why_not_tried(owner, body, has_own_flash=before is None and uses_flash(owner))
         if reason is not None:
             if before is not None:
                 check_untold_windows(text_config(owner))
@@ -208,7 +139,7 @@ def patch_forward(
 
     def forward(self: nn.Module, *args: Any, amopo_layout: TreeLayout | None = None, **kwargs: Any) -> Any:
         if amopo_layout is not None:
-            return _packed_forward(self, amopo_layout, args, kwargs, options)
+            return packed_call(self, amopo_layout, args, kwargs, options)
         # Looked up through the instance, not captured: copies of the model then run their own weights.
         if previous is None:
             return type(self).forward(self, *args, **kwargs)
@@ -258,16 +189,6 @@ def check_head(model: nn.Module) -> None:
         )
 
 
-def call_on(model: nn.Module, forward: Callable, owner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """`forward(*args, **kwargs)`, a forward that stood on `owner`, on `model`: `owner` itself, or a copy of it.
-
-    A copy takes the functions of the original with it, and a method bound to the original would run its weights.
-    """
-    if getattr(forward, "__self__", None) is owner:
-        return forward.__func__(model, *args, **kwargs)
-    return forward(*args, **kwargs)
-
-
 def is_patched(model: nn.Module) -> bool:
     """Whether `model`'s forward takes `amopo_layout` already."""
     forward = causal_lm(model).__dict__.get("forward")
@@ -277,106 +198,3 @@ def is_patched(model: nn.Module) -> bool:
             return True
         forward = getattr(function, "__wrapped__", None)
     return False
-
-
-def _packed_forward(
-    model: nn.Module,
-    layout: TreeLayout,
-    args: tuple,
-    kwargs: dict[str, Any],
-    options: HeadOptions,
-) -> Tensor:
-    if not options.allow_unwrapped:
-        check_wrapped(model)
-    input_ids, position_ids = _packed_arguments(args, kwargs, layout, model)
-    head = find_head(model)
-    output = head.body(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        use_cache=False,
-        **_attention_arguments(model, layout, input_ids),
-    )
-    hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-    return _row_logps(head, hidden, layout, options)
-
-
-# torch.compile would compile the head anew for every number of rows, and there is nothing left in it to fuse.
-@torch.compiler.disable
-def _row_logps(head: Head, hidden: Tensor, layout: TreeLayout, options: HeadOptions) -> Tensor:
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    rows = hidden.index_select(0, layout.row_index) if layout.rows is None else gather_rows(hidden, layout.rows)
-    return head_logps(
-        head.lm_head,
-        rows,
-        layout.row_target,
-        logit_scale=head.logit_scale,
-        softcap=head.softcap,
-        logits_dtype=options.logits_dtype,
-        tensor_parallel=options.tensor_parallel,
-        budget=options.budget,
-    )
-
-
-def _packed_arguments(
-    args: tuple, kwargs: dict[str, Any], layout: TreeLayout, model: nn.Module
-) -> tuple[Tensor, Tensor]:
-    """`input_ids` and `position_ids`, after everything else was found to be absent or harmless."""
-    if not isinstance(layout, TreeLayout):
-        raise TypeError(f"amopo_layout takes the layout of amopo.pack (batch.layout), got {type(layout).__name__}")
-    if args:
-        raise ValueError("a packed call takes keyword arguments only: input_ids=, position_ids=, amopo_layout=")
-    given = {name: value for name, value in kwargs.items() if value is not None}
-    input_ids, position_ids = given.pop("input_ids", None), given.pop("position_ids", None)
-    if input_ids is None or position_ids is None:
-        raise ValueError("a packed call needs input_ids and position_ids, both [1, T] as made by amopo.pack")
-    if given.get("attention_mask") is not None or given.get("use_cache"):
-        name = "attention_mask" if given.get("attention_mask") is not None else "use_cache=True"
-        raise ValueError(
-            f"{name} must not be passed with a packed row: transformers would then let its sequences see each other; "
-            "leave it out"
-        )
-    for name, value in given.items():
-        if value is not False and not (name in _HARMLESS and value in _HARMLESS[name]):
-            raise ValueError(f"a packed call does not support the argument {name}; leave it out")
-    if input_ids.dim() != 2 or input_ids.shape[0] != 1 or input_ids.shape != position_ids.shape:
-        raise ValueError(
-            f"a packed row is [1, T]: got input_ids {tuple(input_ids.shape)} and position_ids "
-            f"{tuple(position_ids.shape)}"
-        )
-    vocab_size = getattr(text_config(model), "vocab_size", None)
-    if vocab_size is not None and layout.max_target >= vocab_size:
-        raise ValueError(
-            f"target token {layout.max_target} is outside the model's vocabulary of {vocab_size}; was another "
-            "tokenizer used?"
-        )
-    return input_ids, position_ids
-
-
-def _attention_arguments(model: nn.Module, layout: TreeLayout, input_ids: Tensor) -> dict[str, Any]:
-    """What the body's attention is told of the layout."""
-    paths = layout.paths
-    if paths is None:
-        raise ValueError("the layout has no paths; make it with amopo.pack")
-    if attention.is_installed(model):
-        # it compares the row with its paths, after sequence parallelism has put the row together
-        return {"attention_mask": attention.no_mask(input_ids.device), "amopo_paths": paths}
-    if layout.is_shared:
-        raise ValueError(
-            f"{type(model).__name__} does not take its attention from transformers' interface, so its sequences cannot "
-            "share tokens; pack with sharing='none'"
-        )
-    if paths.subtree_end.shape[0] != input_ids.shape[1]:
-        raise ValueError(
-            f"the layout is of one row of {paths.subtree_end.shape[0]} tokens, but input_ids has {input_ids.shape[1]}; "
-            "pass the three of one PackedBatch"
-        )
-    if not _uses_flash(model):
-        return {"attention_mask": None}
-    # flash attention would otherwise look for the boundaries in every layer, with a sync each
-    return {
-        "attention_mask": None,
-        "cu_seq_lens_q": paths.cu_seqlens_q,
-        "cu_seq_lens_k": paths.cu_seqlens_q,
-        "max_length_q": paths.max_seqlen_q,
-        "max_length_k": paths.max_seqlen_q,
-    }

@@ -80,7 +80,7 @@ def test_the_document_keeps_what_stands_outside_the_markers(results, tmp_path):
 
 def test_a_document_without_markers_is_refused():
     with pytest.raises(ValueError, match="must hold each of these lines once"):
-        report.between_markers("nothing", "text")
+        report.between("nothing", report.BEGIN, report.END, "text")
 
 
 def test_a_calculated_table_stands_below_a_pending_a100_alone(results, tmp_path):

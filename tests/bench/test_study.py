@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from bench.study import between, facts, study_of
+from bench.common.markers import between
+from bench.study import facts, marks, study_of
 
 DOCUMENT = "before\n<!-- tasks: begin (python -m bench.study) -->\n\nold\n\n<!-- tasks: end -->\nafter\n"
 
 
 def test_only_what_stands_between_the_markers_is_replaced():
-    text = between(DOCUMENT, "tasks", "new")
+    text = between(DOCUMENT, *marks("tasks"), "new")
     assert text == DOCUMENT.replace("old", "new")
-    assert between(text, "tasks", "new") == text
+    assert between(text, *marks("tasks"), "new") == text
 
 
 @pytest.mark.parametrize("document", ["", DOCUMENT * 2, DOCUMENT.replace("begin", "start")])
 def test_a_document_without_its_markers_is_refused(document):
     with pytest.raises(ValueError, match="each of these lines once"):
-        between(document, "tasks", "new")
+        between(document, *marks("tasks"), "new")
 
 
 def test_an_unknown_study_is_refused():

@@ -8,8 +8,6 @@ import json
 import pytest
 
 from amopo.cli import data as data_command
-from amopo.cli.console import Console
-from amopo.cli.counter import PATIENCE, counter
 from amopo.cli.inputs import read_inputs
 from amopo.data import build_pairs, read_records, split_records
 
@@ -275,83 +273,6 @@ def test_the_scale_in_the_prompt_is_the_one_that_scores_are_checked_on(write):
         scale=scales_of(records)["helpfulness"],
     )
     assert "rated from 1 (" in message["content"] and " to 5 (" in message["content"]
-
-
-# Progress
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("amopo.cli.counter.time.monotonic", clock)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    return clock
-
-
-def test_a_counter_says_nothing_of_what_is_quick(clock, capsys):
-    with counter(Console(), "rows") as count:
-        count(100)
-        clock.now = PATIENCE - 0.1
-        count(200)
-    assert capsys.readouterr().out == ""
-
-
-def test_a_counter_says_how_far_it_is_when_it_takes_longer(clock, capsys):
-    with counter(Console(), "rows") as count:
-        clock.now = PATIENCE
-        count(100)
-        clock.now += 1
-        count(200)
-        clock.now += 9
-        count(300)
-        count(350)
-    assert capsys.readouterr().out.splitlines() == ["rows: 100, 2 s", "rows: 300, 12 s", "rows: 350, 12 s"]
-
-
-def test_a_quiet_counter_says_nothing_and_lines_can_go_elsewhere(clock, capsys):
-    import sys
-
-    with counter(Console(quiet=True), "rows") as count:
-        clock.now = 60
-        count(100)
-    assert capsys.readouterr() == ("", "")
-    with counter(Console(), "rows", plain_to=sys.stderr) as count:
-        clock.now = 120
-        count(100)
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("rows: 100, 60 s")
-
-
-def test_on_a_terminal_a_bar_follows_the_count_through_both_passes(monkeypatch):
-    tqdm = pytest.importorskip("tqdm")
-    bars, positions = [], []
-
-    class Recorded(tqdm.tqdm):
-        def __init__(self, **options):
-            super().__init__(**{**options, "disable": False})
-            bars.append(options)
-
-        def update(self, n=1):
-            shown = super().update(n)
-            positions.append(self.n)
-            return shown
-
-    monkeypatch.setattr(tqdm, "tqdm", Recorded)
-    console = Console()
-    console.interactive = True
-    with counter(console, "rows") as count:
-        for done in (100, 200, 100, 250):
-            count(done)
-    assert positions == [100, 200, 100, 250]
-    assert bars[0]["delay"] == PATIENCE and bars[0]["leave"] is False
 
 
 # Fields that nobody reads
