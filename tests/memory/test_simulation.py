@@ -16,7 +16,8 @@ from amopo.memory.shapes import BUILT_IN, ModelShape
 from amopo.packing import pack
 
 SAMPLE = SampleShape(objectives=2, prompt=96, template=8, chosen=64, rejected=48)
-ALLOWED = 0.02  # the promise is 0.05; in models as small as these, tensors count that the plan leaves out
+# The promise is 0.05. Most cases agree to 0.01; the forward of small Qwen3 with LoRA under FSDP2 is planned 1.35 % too high.
+ALLOWED = 0.02
 
 
 def small(family: str, **changes) -> ModelShape:
