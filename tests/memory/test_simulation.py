@@ -16,7 +16,7 @@ from amopo.memory.shapes import BUILT_IN, ModelShape
 from amopo.packing import pack
 
 SAMPLE = SampleShape(objectives=2, prompt=96, template=8, chosen=64, rejected=48)
-# The promise is 0.05. Most cases agree to 0.01; the forward of small Qwen3 with LoRA under FSDP2 is planned 1.35 % too high.
+# The promise is 0.05. Most agree to 0.01; the forward of a small Qwen3 with LoRA under FSDP2 is planned 1.35 % high.
 ALLOWED = 0.02
 
 
