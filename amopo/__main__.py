@@ -1,8 +1,6 @@
 """`python -m amopo` is the `amopo` command."""
 
-import sys
-
-from amopo.cli.main import main
+from amopo.cli.main import run_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

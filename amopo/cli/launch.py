@@ -5,8 +5,7 @@ Contract
 `start(argv, nproc)` runs `amopo` with the arguments `argv` once per rank, as `torchrun --standalone` would, and returns
 the exit status: 0; the status of the rank that failed first, whose message is printed once; 130 after Ctrl-C, which is
 passed on to the ranks and waits until they have saved. No rank is started again. A rank's processes know from
-`is_launched()` that they are ranks, and leave their errors to this one by `leave_failure(error)`. Whoever has started
-them, ranks end their part in the group by `leave_group()`.
+`is_launched()` that they are ranks, and leave their errors to this one by `leave_failure(error)`.
 """
 
 from __future__ import annotations
@@ -111,18 +110,6 @@ def leave_failure(error: BaseException) -> bool:
     with contextlib.suppress(OSError):
         Path(path).write_text(text, encoding="utf-8")
     return True
-
-
-def leave_group() -> None:
-    """Ends this process's part in the group of ranks, if it is in one: before the interpreter ends.
-
-    A thread of gloo that still holds tensors when the interpreter goes away aborts the process (12 of 45 runs of two
-    ranks that ended right after a collective; none of 45 that left the group first), and NCCL complains.
-    Not in the middle of a step, after an error say: this rank may have begun a collective that others never join.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _report(failures: dict[int, Any]) -> int:

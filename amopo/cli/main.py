@@ -15,11 +15,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from amopo import __version__
 from amopo.cli.console import drop_stdout, is_main_process, stdout_is_gone
+from amopo.cli.ending import entry, leave_group
 from amopo.cli.errors import UsageError, did_you_mean, exit_status, one_line
-from amopo.cli.launch import leave_failure, leave_group
+from amopo.cli.launch import leave_failure
 from amopo.cli.options import parse
 from amopo.cli.stop_signals import INTERRUPTED
 
@@ -57,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop_stdout()
         return BROKEN_PIPE
+
+
+def run_process() -> NoReturn:
+    """The `amopo` command as a process: `main()`, and the end of a rank (`amopo.cli.ending`)."""
+    entry(main)
 
 
 def answer(argv: list[str]) -> int:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amopo.cli.console import Console, is_main_process
+from amopo.cli.ending import leave_group
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs, read_inputs, read_scales, read_score_weights
-from amopo.cli.launch import check, is_launched, leave_group, start
+from amopo.cli.launch import check, is_launched, start
 from amopo.cli.models import DTYPES, need, training_dtype
 from amopo.cli.options import Option, Settings, options_of
 from amopo.cli.output_dir import check_output_dir

