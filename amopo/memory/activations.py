@@ -24,7 +24,7 @@ from amopo.memory.shapes import ModelShape
 class Row:
     """A packed row: T tokens, R rows of the head, S keys of P paths; S = T where nothing is shared.
 
-    mask: queries times keys, summed over the paths that are longer than their own part of the row.
+    mask: numbers in the mask that a layer's attention keeps on a CPU (`amopo.packing.sdpa.kept_mask`).
     """
 
     tokens: int

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 
 def saved_on_cpu(*, tokens: int, keys: int, heads: int, kv_heads: int, head_dim: int, itemsize: int, mask: int) -> int:
-    """The same for the loop over paths of torch's SDPA: outputs stand twice, by path and joined, and a path whose
-    queries are not all of its keys keeps a mask in the dtype of its queries; `mask` counts their entries."""
+    """The same for the loop over paths of torch's SDPA (`amopo.packing.sdpa`): outputs stand twice, by path and joined,
+    and there is one mask of `mask` numbers in the dtype of the queries."""
     rows = 3 * tokens * heads * head_dim + 2 * keys * kv_heads * head_dim
     return (rows + mask) * itemsize + 4 * heads * tokens
 

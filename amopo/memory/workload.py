@@ -17,6 +17,7 @@ import dataclasses
 
 from amopo.memory.activations import Row
 from amopo.memory.settings import SampleShape
+from amopo.packing.sdpa import kept_mask
 
 
 def row_of(sample: SampleShape) -> Row:
@@ -29,15 +30,17 @@ def row_of(sample: SampleShape) -> Row:
         "pair": k * (prompts + responses),
         "tree": sample.prompt + k * (sample.template + responses),
     }[sample.sharing]
-    # A path whose beginning stands elsewhere in the row: (queries, keys). The first path of a tree is whole.
-    w, l = sample.chosen, sample.rejected
-    partial = {
-        "none": [],
-        "pair": [(l, prompts + l)] * k,
-        "tree": [(sample.template + w, prompts + w)] * (k - 1) + [(l, prompts + l)] * k,
+    # (queries, keys) of the paths; the first path of a tree is whole
+    w, l, t = sample.chosen, sample.rejected, sample.template
+    whole, rejected = (prompts + w, prompts + w), (l, prompts + l)
+    lengths = {
+        "none": [whole, (prompts + l, prompts + l)],
+        "pair": [whole, rejected],
+        "tree": [whole, *[(t + w, prompts + w)] * (k - 1), rejected],
     }[sample.sharing]
-    mask = b * sum(queries * keys for queries, keys in partial)
-    return Row(tokens=b * tokens, rows=b * k * responses, keys=b * written_out, paths=2 * k * b, mask=mask)
+    return Row(
+        tokens=b * tokens, rows=b * k * responses, keys=b * written_out, paths=2 * k * b, mask=kept_mask(lengths)
+    )
 
 
 def fill(sample: SampleShape, tokens: int) -> SampleShape:

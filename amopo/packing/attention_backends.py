@@ -6,7 +6,7 @@ aligned at the bottom right.
 
 | backend | where | window | softcap |
 |---|---|---|---|
-| sdpa | any device and dtype; torch's SDPA, a loop over paths | yes | by explicit products |
+| sdpa | any device and dtype; torch's SDPA, a loop over paths (`amopo.packing.sdpa`) | yes | by explicit products |
 | varlen | CUDA, fp16 and bf16; torch.nn.attention.varlen, one launch | torch >= 2.11 | no |
 | flash_attn | CUDA, fp16 and bf16; the flash-attn package, one launch | yes | yes |
 | flash_attn_3 | CUDA (sm_90), fp16 and bf16; flash_attn_interface, one launch | yes | yes |
@@ -27,10 +27,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amopo.packing.layout import TreePaths
+from amopo.packing.sdpa import run_sdpa
 
 BACKENDS = ("varlen", "flash_attn", "flash_attn_3", "sdpa")
 # What a model that asked for flash attention is tried with first, by the name of its attention.
@@ -164,43 +164,8 @@ def _run_flash(q, k, v, paths: TreePaths, scaling, window, softcap, *, module: s
     return output[0] if isinstance(output, tuple) else output
 
 
-def _run_sdpa(q, k, v, paths: TreePaths, scaling, window, softcap) -> Tensor:
-    """A loop over paths; `[T, Hq, D]`, gathered `[keys, Hkv, D]` to `[T, Hq, Dv]`."""
-    groups = q.shape[1] // k.shape[1]
-    run = _one_path if softcap is None else functools.partial(_one_path_softcapped, softcap=softcap)
-    lengths_q, lengths_k = zip(*paths.lengths, strict=True)
-    outputs = []
-    for part_q, part_k, part_v in zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), strict=True):
-        queries, keys = part_q.shape[0], part_k.shape[0]
-        # [G, Hkv, L, D]: the heads of a group read the same keys, expanded without a copy
-        part_q = part_q.view(queries, k.shape[1], groups, -1).permute(2, 1, 0, 3)
-        part_k, part_v = (part.transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v))
-        mask = None
-        if queries != keys or window is not None and window < keys or softcap is not None:
-            mask = visible(queries, keys, window, q.device)
-        output = run(part_q, part_k, part_v, mask, scaling)
-        outputs.append(output.permute(2, 1, 0, 3).flatten(1, 2))
-    return torch.cat(outputs)
-
-
-def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """bool `[queries, keys]`: causal, aligned at the bottom right; of those the last `window` keys."""
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return mask if window is None else mask.triu(keys - queries - window + 1)
-
-
-def _one_path(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
-
-
-def _one_path_softcapped(q, k, v, mask: Tensor, scaling: float, *, softcap: float) -> Tensor:
-    scores = softcap * torch.tanh(q @ k.transpose(-2, -1) * (scaling / softcap))
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return scores.to(wide).masked_fill(~mask, -torch.inf).softmax(-1).to(q.dtype) @ v
-
-
 RUN: dict[str, Callable[..., Tensor]] = {
-    "sdpa": _run_sdpa,
+    "sdpa": run_sdpa,
     "varlen": _run_varlen,
     "flash_attn": functools.partial(_run_flash, module="flash_attn"),
     "flash_attn_3": functools.partial(_run_flash, module="flash_attn_interface"),

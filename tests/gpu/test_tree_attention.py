@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amopo.packing import TokenizedSample, attention, pack
+from amopo.packing import TokenizedSample, attention, pack, sdpa
 from amopo.packing import attention_backends as backends
 from amopo_kernels.gather import GatherIndex, gather_rows
 from tests.gpu.conftest import DRY_RUN
@@ -93,7 +93,7 @@ def test_two_queries_on_five_keys_are_aligned_at_the_bottom_right(device):
     q, k, v = (torch.randn(n, HEADS, SIZE, device=device, dtype=torch.bfloat16) for n in (7, 10, 10))
     got = backends._run_varlen(q, k, v, paths, SIZE**-0.5, None, None)
     for queries, keys in ((slice(0, 5), slice(0, 5)), (slice(5, 7), slice(5, 10))):
-        mask = backends.visible(queries.stop - queries.start, 5, None, device)
+        mask = sdpa.visible(queries.stop - queries.start, 5, None, device)
         scores = torch.einsum("qhd,khd->hqk", q[queries].double(), k[keys].double()) * SIZE**-0.5
         right = torch.einsum("hqk,khd->qhd", scores.masked_fill(~mask, -torch.inf).softmax(-1), v[keys].double())
         assert (got[queries].double() - right).norm() < 1e-2 * right.norm()

@@ -14,6 +14,7 @@ from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import BUILT_IN
 from amopo.memory.workload import fill, padded, row_of
+from amopo.packing.sdpa import kept_mask
 
 QWEN = BUILT_IN["Qwen2.5-32B"]
 SAMPLE = SampleShape()
@@ -32,7 +33,8 @@ def test_a_row_has_the_sizes_that_packing_gives_it(sharing, template):
     batch = pack(samples_of(sample), sharing=sharing)
     row, paths = row_of(sample), batch.layout.paths
     assert row.tokens == batch.input_ids.shape[1] and row.rows == batch.layout.row_index.shape[0]
-    assert row.mask == sum(queries * keys for queries, keys in paths.lengths if queries != keys)
+    assert row.mask == kept_mask(paths.lengths)
+    assert (row.mask > 0) == (sharing != "none")
     assert row.paths == len(paths.lengths) and row.keys == sum(keys for _, keys in paths.lengths)
 
 

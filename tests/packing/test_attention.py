@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from amopo.packing import TokenizedSample, pack
+from amopo.packing import TokenizedSample, pack, sdpa
 from amopo.packing import attention_backends as backends
 from amopo.packing.attention import tree_attention
 
@@ -56,8 +56,31 @@ def exact(q, k, v, mask, scaling, softcap=None):
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("multiple", [None, 16])
-def test_equals_dense_attention_in_values_and_gradients(sharing, window, softcap, multiple):
-    batch = pack(SAMPLES, sharing=sharing, pad_to_multiple_of=multiple)
+@pytest.mark.parametrize("at_once", [2, 128], ids=lambda n: f"{n} queries at once")
+def test_equals_dense_attention_in_values_and_gradients(sharing, window, softcap, multiple, at_once, monkeypatch):
+    monkeypatch.setattr(sdpa, "QUERIES_ON_CPU", at_once)
+    check_equals_dense(pack(SAMPLES, sharing=sharing, pad_to_multiple_of=multiple), window, softcap)
+
+
+@pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
+@pytest.mark.parametrize("window", [None, 200, 700])
+def test_paths_of_hundreds_of_tokens_equal_dense_attention(sharing, window):
+    x = torch.randint(10, 90, (384,)).tolist()
+    long = TokenizedSample([[1, *x], [1, 2, *x], [*x, 3]], x[:257], x[-130:], 0)
+    check_equals_dense(pack([long, SAMPLES[0]], sharing=sharing), window, None)
+
+
+def test_queries_of_a_window_read_no_keys_before_it(monkeypatch):
+    """Of 384 tokens under a window of 100, at most 128 + 99 keys at once."""
+    read, before = [], sdpa._sdpa
+    monkeypatch.setattr(sdpa, "_sdpa", lambda q, k, v, *rest: read.append(k.shape[2]) or before(q, k, v, *rest))
+    batch = pack([TokenizedSample([list(range(383))], [1], [2], 0)], sharing="none")
+    parts = inputs(batch.input_ids.shape[1])
+    tree_attention(Layer(), *parts, None, sliding_window=100, amopo_paths=batch.layout.paths)
+    assert read == [128, 128 + 99, 128 + 99] * 2
+
+
+def check_equals_dense(batch, window, softcap):
     parts = inputs(batch.input_ids.shape[1])
     options = {"scaling": 0.3, "sliding_window": window, "softcap": softcap, "amopo_paths": batch.layout.paths}
     got, weights = tree_attention(Layer(), *parts, None, **options)
@@ -152,7 +175,7 @@ def test_dropout_of_an_evaluation_is_none():
 def segment_by_segment(q, k, v, cu_q, cu_k, scale, window):
     outputs = []
     for a, b, c, d in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), cu_k[:-1].tolist(), cu_k[1:].tolist(), strict=True):
-        mask = backends.visible(b - a, d - c, None if window[0] < 0 else window[0] + 1, q.device)
+        mask = sdpa.visible(b - a, d - c, None if window[0] < 0 else window[0] + 1, q.device)
         one = exact(*(part.transpose(0, 1)[None] for part in (q[a:b], k[c:d], v[c:d])), mask, scale)
         outputs.append(one[0])
     return torch.cat(outputs)
