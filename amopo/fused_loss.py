@@ -18,16 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from amopo.head import head_logps, vocab_size
+from amopo.packed import fan_out, is_oriented, packed_rows, sequences_of
 from amopo.packing.validate import check_layout
-from amopo.padded import PaddedRows, check_rows, label_places, orient_rows, select_rows, sequence_rows
+from amopo.padded import PaddedSequences, checked_labels, label_places, padded_sequences
 from amopo.preference_loss import FusedLoss, LossSettings, Objective, Weights, loss_from_tokens
-from amopo.sequence_parallel import lengths_over_ranks
-from amopo_kernels.gather import gather_rows
+from amopo.value_checks import check_logps, check_values
 
 if TYPE_CHECKING:
     from amopo.packing.layout import TreeLayout
-
-_ROUNDING = 1e-2  # half precision of another library's log-probs
 
 
 def fused_loss(
@@ -93,54 +91,39 @@ def fused_loss(
         "logit_scale": logit_scale, "softcap": softcap, "logits_dtype": logits_dtype, "budget": budget,
         "tensor_parallel": tensor_parallel,
     }  # fmt: skip
-    if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
-        raise ValueError("pass exactly one of labels (unshifted), shift_labels and layout")
-
-    _check_shift(labels, sequence_parallel)
-    if signs is not None and layout is not None:
-        raise ValueError("signs come with the layout: give them to TokenizedSample and pack; signs= is for padded rows")
-    settings.check_signs(signs is not None or (layout is not None and is_oriented(layout)))
+    _check_form(settings, labels, shift_labels, layout, signs)
     # a shard of the head says nothing of the whole vocabulary
     vocabulary = None if tensor_parallel is not None else vocab_size(lm_head)
     if layout is not None:
         if validate:
             check_layout(layout, vocab=vocabulary, is_part=sequence_parallel is not None)
-        rows = _packed_rows(hidden, layout, num_objectives, vocabulary)
+        rows = packed_rows(hidden, layout, num_objectives, vocabulary)
         if validate:
             of_tokens = rows if layout.fan_out is None else rows.index_select(0, layout.fan_out)
-            _check_values(of_tokens, layout.offsets, _sequences_of(layout))
+            check_values(of_tokens, layout.offsets, sequences_of(layout))
         logps = head_logps(lm_head, rows, layout.row_target, **head_options)
         if validate:
-            _check_logps(fan_out(logps, layout), layout.offsets, _sequences_of(layout))
+            check_logps(fan_out(logps, layout), layout.offsets, sequences_of(layout))
         return _loss_of_layout(logps, layout, settings, sample_ids)
-    else:
-        given = _checked_labels(labels, shift_labels, num_objectives)
-        if hidden.dim() != 3 or tuple(given.shape) != tuple(hidden.shape[:2]):
-            raise ValueError(
-                f"hidden must be [rows, length, H] and labels [rows, length], got {tuple(hidden.shape)} and "
-                f"{tuple(given.shape)}"
-            )
-        sequences = sequence_rows(hidden.shape[0], num_objectives, order, row_ids, hidden.device)
-        preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
-        selected = select_rows(given, shifted=labels is None, ignore_index=ignore_index)
-        if validate or given.device.type == "cpu":
-            lengths = _lengths(selected, hidden.device, sequence_parallel, validate)
-            check_rows(selected, sequences, vocabulary, lengths=lengths)
-        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, selected.index.to(hidden.device, non_blocking=True))
-        if validate:
-            _check_values(rows, selected.offsets, sequences)
-        logps = head_logps(lm_head, rows, selected.target.to(hidden.device, non_blocking=True), **head_options)
-        if validate:
-            _check_logps(logps, selected.offsets, sequences)
-        return loss_from_tokens(
-            logps,
-            selected.offsets.to(hidden.device, non_blocking=True),
-            preferred,
-            (sequences.shape[0], num_objectives),
-            settings,
-            sample_ids,
-            present,
+    given = checked_labels(labels, shift_labels, num_objectives)
+    if hidden.dim() != 3 or tuple(given.shape) != tuple(hidden.shape[:2]):
+        raise ValueError(
+            f"hidden must be [rows, length, H] and labels [rows, length], got {tuple(hidden.shape)} and "
+            f"{tuple(given.shape)}"
         )
+    padded = padded_sequences(
+        given, hidden.device, shifted=labels is None, num_objectives=num_objectives, order=order, row_ids=row_ids,
+        signs=signs, ignore_index=ignore_index, vocab=vocabulary, sequence_parallel=sequence_parallel,
+        validate=validate,
+    )  # fmt: skip
+    index, target, offsets = padded.rows
+    rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index.to(hidden.device, non_blocking=True))
+    if validate:
+        check_values(rows, offsets, padded.sequences)
+    logps = head_logps(lm_head, rows, target.to(hidden.device, non_blocking=True), **head_options)
+    if validate:
+        check_logps(logps, offsets, padded.sequences)
+    return _loss_of_padded(logps, padded, settings, sample_ids)
 
 
 def loss_from_logps(
@@ -178,14 +161,9 @@ def loss_from_logps(
     """
     settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step, sequence_parallel)
     settings.check()
-    if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
-        raise ValueError("pass exactly one of layout, labels (unshifted) and shift_labels")
-    _check_shift(labels, sequence_parallel)
-    if signs is not None and layout is not None:
-        raise ValueError("signs come with the layout: give them to TokenizedSample and pack; signs= is for padded rows")
-    settings.check_signs(signs is not None or (layout is not None and is_oriented(layout)))
+    _check_form(settings, labels, shift_labels, layout, signs)
     if layout is None:
-        given = _checked_labels(labels, shift_labels, num_objectives)
+        given = checked_labels(labels, shift_labels, num_objectives)
         shifted = labels is None
         columns = [given.shape[-1]] if shifted else [given.shape[-1], given.shape[-1] - 1]
         if given.dim() != 2 or logps.dim() != 2 or logps.shape[0] != given.shape[0] or logps.shape[1] not in columns:
@@ -193,19 +171,15 @@ def loss_from_logps(
                 f"logps must be [{given.shape[0]}, {' or '.join(map(str, columns))}] for labels {tuple(given.shape)}, "
                 f"got {tuple(logps.shape)}"
             )
-        sequences = sequence_rows(given.shape[0], num_objectives, order, row_ids, logps.device)
-        preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
-        selected = select_rows(given, shifted=shifted, ignore_index=ignore_index)
-        if validate or given.device.type == "cpu":
-            lengths = _lengths(selected, logps.device, sequence_parallel, validate)
-            check_rows(selected, sequences, None, lengths=lengths)
-        places = label_places(selected, given.shape[1], logps.shape[1], shifted=shifted)
+        padded = padded_sequences(
+            given, logps.device, shifted=shifted, num_objectives=num_objectives, order=order, row_ids=row_ids,
+            signs=signs, ignore_index=ignore_index, vocab=None, sequence_parallel=sequence_parallel, validate=validate,
+        )  # fmt: skip
+        places = label_places(padded.rows, given.shape[1], logps.shape[1], shifted=shifted)
         tokens = logps.flatten().index_select(0, places.to(logps.device, non_blocking=True))
         if validate:
-            _check_logps(tokens, selected.offsets, sequences)
-        offsets = selected.offsets.to(logps.device, non_blocking=True)
-        shape = (sequences.shape[0], num_objectives)
-        return loss_from_tokens(tokens, offsets, preferred, shape, settings, sample_ids, present)
+            check_logps(tokens, padded.rows.offsets, padded.sequences)
+        return _loss_of_padded(tokens, padded, settings, sample_ids)
     if num_objectives is not None and num_objectives != layout.num_objectives:
         raise ValueError(f"num_objectives={num_objectives} but the layout has {layout.num_objectives}")
     if logps.dim() != 1 or logps.shape[0] != layout.row_index.shape[0]:
@@ -213,106 +187,37 @@ def loss_from_logps(
         raise ValueError(f"logps must be [{expected}], one per row of the layout, got {tuple(logps.shape)}")
     if validate:
         check_layout(layout, is_part=sequence_parallel is not None)
-        _check_logps(fan_out(logps, layout), layout.offsets, _sequences_of(layout))
+        check_logps(fan_out(logps, layout), layout.offsets, sequences_of(layout))
     return _loss_of_layout(logps, layout, settings, sample_ids)
 
 
-def _checked_labels(labels: Tensor | None, shift_labels: Tensor | None, num_objectives: int | None) -> Tensor:
-    given = labels if labels is not None else shift_labels
-    if not isinstance(given, Tensor):
-        raise TypeError(f"labels must be a tensor [rows, length], got {type(given).__name__}")
-    if given.dtype not in (torch.int64, torch.int32, torch.int16):
-        raise TypeError(f"labels must be integers (int64, int32 or int16), got {given.dtype}")
-    if num_objectives is None:
-        raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
-    return given
-
-
-def _check_shift(labels: Tensor | None, sequence_parallel: Any) -> None:
-    if labels is not None and sequence_parallel is not None:
+def _check_form(
+    settings: LossSettings,
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    layout: TreeLayout | None,
+    signs: Tensor | None,
+) -> None:
+    if sum(argument is not None for argument in (labels, shift_labels, layout)) != 1:
+        raise ValueError("pass exactly one of layout, labels (unshifted) and shift_labels")
+    if labels is not None and settings.sequence_parallel is not None:
         raise ValueError(
             "labels would be shifted inside each rank's piece of the sequences, and every piece would lose its first; "
             "shift whole sequences before they are cut, and pass shift_labels"
         )
+    if signs is not None and layout is not None:
+        raise ValueError("signs come with the layout: give them to TokenizedSample and pack; signs= is for padded rows")
+    settings.check_signs(signs is not None or (layout is not None and is_oriented(layout)))
 
 
-def _lengths(selected: PaddedRows, device: torch.device, sequence_parallel: Any, validate: bool) -> Tensor | None:
-    """int64 `[rows]`: response tokens of the padded rows, or None where counting them would wait for the device."""
-    lengths = selected.offsets.diff()
-    if sequence_parallel is None:
-        return lengths
-    # A rank may hold the prompt of a sequence alone: only its group knows whether it has a response.
-    return lengths_over_ranks(lengths.to(device), sequence_parallel) if validate or device.type == "cpu" else None
-
-
-def _packed_rows(hidden: Tensor, layout: TreeLayout, num_objectives: int | None, vocab: int | None) -> Tensor:
-    if hidden.dim() == 3 and hidden.shape[0] == 1:
-        hidden = hidden[0]
-    if hidden.dim() != 2:
-        raise ValueError(f"with a layout hidden must be [tokens, H] or [1, tokens, H], got {tuple(hidden.shape)}")
-    if hidden.shape[0] < layout.num_tokens:
-        raise ValueError(f"the layout describes {layout.num_tokens} tokens but hidden has {hidden.shape[0]} rows")
-    if num_objectives is not None and num_objectives != layout.num_objectives:
-        raise ValueError(f"num_objectives={num_objectives} but the layout has {layout.num_objectives}")
-    if vocab is not None and layout.max_target >= vocab:
-        raise ValueError(
-            f"a target of the layout is {layout.max_target}, outside the vocabulary [0, {vocab}); check that tokenizer "
-            "and model belong together"
-        )
-    if layout.rows is not None:
-        return gather_rows(hidden[: layout.rows.num_rows], layout.rows)
-    return hidden.index_select(0, layout.row_index)
-
-
-def fan_out(logps: Tensor, layout: TreeLayout) -> Tensor:
-    """Log-probs of the response tokens of all sequences `[N]` from those of the layout's rows `[R]`."""
-    if layout.fan_out is None:
-        return logps
-    return logps.index_select(0, layout.fan_out) if layout.fan is None else gather_rows(logps, layout.fan)
-
-
-def _sequences_of(layout: TreeLayout) -> Tensor:
-    """int64 `[B, K, 2]`: the sequences of a layout stand in that order."""
-    return torch.arange(layout.num_sequences).view(layout.num_samples, layout.num_objectives, 2)
-
-
-def is_oriented(layout: TreeLayout) -> bool:
-    """Whether some objective of some sample prefers the rejected response, or neither."""
-    return layout.preferred is not None or layout.present is not None
+def _loss_of_padded(
+    tokens: Tensor, padded: PaddedSequences, settings: LossSettings, sample_ids: Tensor | None
+) -> FusedLoss:
+    offsets, shape = padded.rows.offsets.to(tokens.device, non_blocking=True), tuple(padded.sequences.shape[:2])
+    return loss_from_tokens(tokens, offsets, padded.preferred, shape, settings, sample_ids, padded.present)
 
 
 def _loss_of_layout(logps: Tensor, layout: TreeLayout, settings: LossSettings, sample_ids: Tensor | None) -> FusedLoss:
     tokens = fan_out(logps, layout)
     shape = (layout.num_samples, layout.num_objectives)
     return loss_from_tokens(tokens, layout.offsets, layout.preferred, shape, settings, sample_ids, layout.present)
-
-
-def _place(position: int, offsets: Tensor, sequences: Tensor) -> str:
-    """Sample, objective and side of a response row, in words."""
-    offsets, sequences = offsets.cpu(), sequences.cpu()
-    row = int(torch.searchsorted(offsets, position, right=True)) - 1
-    sample, objective, side = (sequences == row).nonzero()[0].tolist()
-    return f"sample {sample}, objective {objective}, {('chosen', 'rejected')[side]} (row {row})"
-
-
-def _check_values(rows: Tensor, offsets: Tensor, sequences: Tensor) -> None:
-    bad = (~torch.isfinite(rows.detach()).all(1)).nonzero().flatten()
-    if len(bad):
-        raise ValueError(f"{_place(int(bad[0]), offsets, sequences)}: hidden holds NaN or inf")
-
-
-def _check_logps(logps: Tensor, offsets: Tensor, sequences: Tensor) -> None:
-    bad = (~torch.isfinite(logps.detach())).nonzero().flatten()
-    if len(bad):
-        value = float(logps.detach()[bad[0]])
-        raise ValueError(
-            f"{_place(int(bad[0]), offsets, sequences)}: a log-prob is {value}; its target's logit is -inf, or hidden "
-            "or weight are not finite"
-        )
-    bad = (logps.detach() > _ROUNDING).nonzero().flatten()
-    if len(bad):
-        value = float(logps.detach()[bad[0]])
-        raise ValueError(
-            f"{_place(int(bad[0]), offsets, sequences)}: a log-prob is {value:.4g}, above 0; give log-probs of tokens, "
-            "not logits or scores"
-        )

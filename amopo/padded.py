@@ -2,7 +2,7 @@
 
 A padded batch is `hidden [rows, length, H]` with labels `[rows, length]`, one row per (sample, objective, response).
 `select_rows` finds the positions that predict a response token (one `nonzero`), `sequence_rows` says where each
-(sample, objective, chosen | rejected) stands among the rows.
+(sample, objective, chosen | rejected) stands among the rows; `padded_sequences` is both, oriented and checked.
 
 Orders of rows, for B samples and K objectives (c = chosen, r = rejected):
 
@@ -13,10 +13,12 @@ Orders of rows, for B samples and K objectives (c = chosen, r = rejected):
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from amopo.sequence_parallel import lengths_over_ranks
 
 ORDERS = ("objective_major", "sample_major", "chosen_first")
 
@@ -27,6 +29,71 @@ class PaddedRows(NamedTuple):
     index: Tensor
     target: Tensor
     offsets: Tensor
+
+
+class PaddedSequences(NamedTuple):
+    """What a padded batch asks of a loss.
+
+    rows: its response rows. sequences: int64 `[B, K, 2]`, the padded row of each sequence. preferred: the same with
+    the response that the objective prefers first. present: bool `[B, K]`, where an objective has a preference, or None
+    (everywhere).
+    """
+
+    rows: PaddedRows
+    sequences: Tensor
+    preferred: Tensor
+    present: Tensor | None
+
+
+def checked_labels(labels: Tensor | None, shift_labels: Tensor | None, num_objectives: int | None) -> Tensor:
+    """The one of the two that was given; raises TypeError for another kind, ValueError without `num_objectives`."""
+    given = labels if labels is not None else shift_labels
+    if not isinstance(given, Tensor):
+        raise TypeError(f"labels must be a tensor [rows, length], got {type(given).__name__}")
+    if given.dtype not in (torch.int64, torch.int32, torch.int16):
+        raise TypeError(f"labels must be integers (int64, int32 or int16), got {given.dtype}")
+    if num_objectives is None:
+        raise ValueError("num_objectives (K) is needed with labels: rows = 2 x K x samples")
+    return given
+
+
+def padded_sequences(
+    labels: Tensor,
+    device: torch.device,
+    *,
+    shifted: bool,
+    num_objectives: int,
+    order: str,
+    row_ids: Tensor | None,
+    signs: Tensor | None,
+    ignore_index: int,
+    vocab: int | None,
+    sequence_parallel: Any,
+    validate: bool,
+) -> PaddedSequences:
+    """Rows and sequences of labels `[rows, length]`; their values are looked at where that waits for no device.
+
+    Args:
+        device: of the hidden states or log-probs, where `sequences` are wanted. shifted, ignore_index: see
+            `select_rows`. order, row_ids: see `sequence_rows`. signs: see `orient_rows`. vocab: see `check_rows`.
+        sequence_parallel: process group whose ranks hold parts of these sequences. validate: look at the values even
+            if that waits for a device.
+    """
+    sequences = sequence_rows(labels.shape[0], num_objectives, order, row_ids, device)
+    preferred, present = (sequences, None) if signs is None else orient_rows(sequences, signs)
+    rows = select_rows(labels, shifted=shifted, ignore_index=ignore_index)
+    if validate or labels.device.type == "cpu":
+        check_rows(rows, sequences, vocab, lengths=_lengths(rows, device, sequence_parallel, validate))
+    return PaddedSequences(rows, sequences, preferred, present)
+
+
+def _lengths(rows: PaddedRows, device: torch.device, sequence_parallel: Any, validate: bool) -> Tensor | None:
+    """int64 `[rows]`: response tokens of the padded rows, or None where counting them would wait for the device."""
+    lengths = rows.offsets.diff()
+    if sequence_parallel is None:
+        return lengths
+    # A rank may hold the prompt of a sequence alone: only its group knows whether it has a response.
+    return lengths_over_ranks(lengths.to(device), sequence_parallel) if validate or device.type == "cpu" else None
 
 
 def sequence_rows(

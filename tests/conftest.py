@@ -21,6 +21,27 @@ def _token_cache(tmp_path_factory):
         os.environ["AMOPO_CACHE"] = before
 
 
+@pytest.fixture(scope="session")
+def rows():
+    """Prompts with a better and a worse response, scored on a and b from 0 to 4."""
+
+    def make(count: int, *, start: int = 0) -> list[dict]:
+        return [
+            {
+                "id": f"r{number}",
+                "prompt": f"Say the number {number}.",
+                "responses": [
+                    {"text": f"The number is {number}.", "scores": {"a": 4, "b": 3}},
+                    {"text": "I do not know.", "scores": {"a": 0, "b": number % 3}},
+                ],
+                "scales": {"a": [0, 4], "b": [0, 4]},
+            }
+            for number in range(start, start + count)
+        ]
+
+    return make
+
+
 def pytest_sessionfinish(session):
     """Write which Triton kernels were started, for the test that runs this suite in the interpreter."""
     path = os.environ.get("AMOPO_LAUNCHES")

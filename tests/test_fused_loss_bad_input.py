@@ -51,7 +51,7 @@ BAD = [
     (lambda b: call(b, normalizer=torch.tensor(-2.0)), RuntimeError, "normalizer must be positive"),
     (lambda b: call(b, objective=lambda s, n, w, **_: s.sum()), ValueError, r"must return losses \[B=3\]"),
     (lambda b: call(b, row_ids=torch.zeros(3, 4, 2)), TypeError, "row_ids must be an integer tensor"),
-    (lambda b: call(b, shift_labels=b.labels), ValueError, "exactly one of labels"),
+    (lambda b: call(b, shift_labels=b.labels), ValueError, "exactly one of layout, labels"),
     (lambda b: call(b, row_ids=torch.zeros(3, 4, 2, dtype=torch.int64)), ValueError, "exactly once"),
     (lambda b: call(b, budget=10), ValueError, "too small for one row"),
 ]

@@ -7,6 +7,8 @@ long, and how many rows are done if the function that it gives is told; work tha
 says nothing, and so does every process of a distributed run but the first. `stage(name)` adds the seconds of a block to
 `seconds[name]`.
 
+`quiet_libraries(settings)` turns off what others would say between those lines.
+
 Nothing but lines of text goes to what is not a terminal: no carriage returns, no colours.
 
 Where nobody reads stdout any more (`amopo train | head`), `say` raises BrokenPipeError, unless the console
@@ -22,6 +24,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amopo.cli.options import Settings
 
 # What takes longer shows that it goes on.
 PATIENCE = 2.0
@@ -31,6 +37,15 @@ PLAIN_EVERY = 10.0
 
 def write_line(text: str) -> None:
     print(text, flush=True)
+
+
+def quiet_libraries(settings: Settings) -> None:
+    """Other libraries' progress bars and notices: off, unless errors are being looked for."""
+    import transformers
+
+    if not settings.debug:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
 
 
 def drop_stdout() -> None:

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from amopo.cli import study
-from amopo.cli.console import Console
+from amopo.cli.console import Console, quiet_libraries
 from amopo.cli.inputs import read_inputs
 from amopo.cli.models import need
 from amopo.cli.options import Option, Settings
 from amopo.cli.report import report_after_run
-from amopo.cli.train import preference_sections, quiet_libraries
 from amopo.data.tokenize import PLAIN
 from amopo.data.verifiable import OBJECTIVES, SCALES, write_splits
-from amopo.report.changes import Change, Section
+from amopo.report.changes import Change, Section, preference_sections
 
 DESCRIPTION = "The whole way on generated tasks: data, a small model from nothing, AMoPO, before and after."
 

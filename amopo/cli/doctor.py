@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from amopo.cli.console import Console
+from amopo.cli.console import Console, quiet_libraries
 from amopo.cli.errors import CommandFailed, UsageError
 from amopo.cli.models import DTYPES, load, need
 from amopo.cli.options import Option, Settings
@@ -66,8 +66,6 @@ def run(settings: Settings) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device: {device} cannot be used: {str(error).splitlines()[0]}") from error
-    from amopo.cli.train import quiet_libraries
-
     quiet_libraries(settings)
     from amopo.trainer.self_check import compare_with_separate_forwards
 

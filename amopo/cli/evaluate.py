@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from amopo.cli.console import Console
+from amopo.cli.console import Console, quiet_libraries
 from amopo.cli.errors import UsageError
 from amopo.cli.inputs import Inputs
 from amopo.cli.models import load, need
 from amopo.cli.options import Option, Settings
+from amopo.cli.preference_file import check_choices, data_options, objectives_of, read
 from amopo.cli.tokens import tokenize
-from amopo.cli.train import check_choices, data_options, objectives_of, quiet_libraries, read
 from amopo.data.verifiable import OBJECTIVES, task_from_record
 from amopo.packing.trie import SHARING
 from amopo.trainer.scratch import parse_scratch

@@ -13,17 +13,13 @@ Records and pairs may be streams (`amopo.data.stream`): with `cache=True` their 
 few bytes per pair. Without, samples are a list. A model from scratch gets its tokenizer, and what it imitates, from at
 most so many training prompts, drawn by the seed (`amopo.cli.scratch`); that is said where there are more.
 
-Everything that can be wrong with the input raises before training. A run from scratch keeps the imitating model in
-`imitation/`, from where a resumed run takes it.
+Everything that can be wrong with the input raises before training.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import math
-import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +31,13 @@ import torch
 from amopo.cli.console import Console, is_main_process
 from amopo.cli.env import machine, versions
 from amopo.cli.errors import UsageError
+from amopo.cli.imitation import Imitation, imitate_first
 from amopo.cli.inputs import Inputs
 from amopo.cli.launch import is_launched
+from amopo.cli.metrics import about_model, about_run, write_metrics
 from amopo.cli.models import add_lora, load, weights_line
-from amopo.cli.output_dir import METRICS_FILE, clear_checkpoints
-from amopo.cli.scratch import IMITATION_FOLDER, from_scratch, scratch_records
+from amopo.cli.output_dir import clear_checkpoints
+from amopo.cli.scratch import from_scratch
 from amopo.cli.stop import Stopping
 from amopo.cli.stop_signals import WATCHED, StopSignals
 from amopo.cli.tokens import tokenize
@@ -48,19 +46,9 @@ from amopo.data.stream import Reiterable
 from amopo.evaluation.preferences import silence, without_prefix
 from amopo.evaluation.samples import sample_responses
 from amopo.packing import TokenDataset, TokenizedSample
-from amopo.trainer.identity import dtypes_of
+from amopo.trainer.identity import numel
 from amopo.trainer.scratch import parse_scratch
 from amopo_kernels.workspace import workspace_bytes
-
-
-@dataclass
-class Imitation:
-    """How a model made from scratch learns to imitate."""
-
-    epochs: float = 3.0
-    learning_rate: float = 2e-3
-    tokens_per_batch: int = 4096
-    conditioned: float = 0.5
 
 
 @dataclass
@@ -106,8 +94,8 @@ def run_job(job: Job, console: Console) -> dict[str, Any]:
         "command": job.command,
         "versions": versions(),
         "machine": machine(),
-        "settings": _settings(job),
-        "model": _describe(job, model, tokenizer),
+        "settings": about_run(job),
+        "model": about_model(job, model, tokenizer),
         "data": data,
     }
     if parse_scratch(job.model) is not None and not job.resume:
@@ -145,17 +133,6 @@ def train_until_stopped(job: Job, trainer: Any) -> None:
         stopping.finish(job.folder, job.go_on, save_only_model=job.args.save_only_model)
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
-    """Writes `metrics.json`, whole or not at all, in the main process."""
-    path = folder / METRICS_FILE
-    if is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    return path
-
-
 def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
     """The model as it stands before any training, its tokenizer."""
     size = parse_scratch(job.model)
@@ -167,54 +144,11 @@ def prepare_model(job: Job, console: Console) -> tuple[Any, Any]:
     if job.lora_r is not None:
         torch.manual_seed(job.args.seed)  # the adapters' first weights are drawn: the same in every run, on every rank
         model = add_lora(model, rank=job.lora_r, alpha=job.lora_alpha)
-    parameters = sum(map(_numel, model.parameters()))
+    parameters = sum(map(numel, model.parameters()))
     console.say(f"model: {job.model}, {parameters / 1e6:.2f}M parameters, {len(tokenizer)} tokens")
     if job.lora_r is not None:
         console.say(weights_line(model))
     return model, tokenizer
-
-
-def imitate_first(job: Job, model: Any, tokenizer: Any, console: Console) -> dict[str, Any]:
-    """Trains a model from scratch to imitate the training responses, and keeps it in `imitation/`."""
-    from amopo.trainer.demonstrations import demonstrations
-    from amopo.trainer.imitation import imitate
-
-    options = job.imitation
-    with console.stage("imitation"):
-        with console.busy("reading what to imitate"):
-            records = scratch_records(job)
-            rows = demonstrations(
-                records,
-                tokenizer,
-                objectives=job.args.objectives,
-                scales=job.inputs.scales,
-                template=job.template,
-                conditioned=options.conditioned,
-                max_prompt_length=job.max_prompt_length,
-                max_response_length=job.max_response_length,
-                seed=job.args.seed,
-            )
-        with console.bar("imitation") as bar:
-            result = imitate(
-                model,
-                rows,
-                epochs=options.epochs,
-                token_budget=max(options.tokens_per_batch, max(map(len, rows))),
-                peak_lr=options.learning_rate,
-                pad=tokenizer.pad_token_id,
-                seed=job.args.seed,
-                on_step=lambda step, total, loss: bar.update(step, total, "" if loss is None else f"loss {loss:.3f}"),
-            )
-    if is_main_process():
-        folder = job.folder / IMITATION_FOLDER
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return {
-        "demonstrations": len(rows),
-        "prompts": len(records),
-        **dataclasses.asdict(options),
-        **dataclasses.asdict(result),
-    }
 
 
 def tokenize_for(
@@ -300,44 +234,6 @@ def _measure(job: Job, trainer: Any, tokenizer: Any, console: Console, when: str
     return measured
 
 
-def _numel(parameter: Any) -> int:
-    # ZeRO-3 leaves empty tensors behind that know their size.
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
 def _evaluated_on_start(trainer: Any) -> Mapping[str, float]:
     entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return without_prefix(entries[0])
-
-
-def _describe(job: Job, model: Any, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "name": job.model,
-        "class": type(model).__name__,
-        "parameters": sum(map(_numel, model.parameters())),
-        "trained parameters": sum(_numel(p) for p in model.parameters() if p.requires_grad),
-        "dtypes": dtypes_of(model),
-        "tokens": len(tokenizer),
-    }
-
-
-def _settings(job: Job) -> dict[str, Any]:
-    own = {
-        name: getattr(job, name)
-        for name in ("model", "template", "max_prompt_length", "max_response_length", "dtype", "lora_r", "lora_alpha")
-    }
-    scales = {name: [scale.low, scale.high] for name, scale in job.inputs.scales.items()}
-    return {**own, "scales": scales, **job.args.to_dict()}
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN or infinity, and no keys but text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)

@@ -70,10 +70,12 @@ def training_dtype(asked: str | None, *, lora_r: int | None, bf16: bool) -> str:
 
 def weights_line(model: Any) -> str:
     """Frozen and trained weights, by dtype."""
+    from amopo.trainer.identity import numel
+
     counts: Counter[tuple[bool, str]] = Counter()
     for parameter in model.parameters():
         name = str(parameter.dtype).removeprefix("torch.")
-        counts[parameter.requires_grad, name] += getattr(parameter, "ds_numel", parameter.numel())
+        counts[parameter.requires_grad, name] += numel(parameter)
     parts = [
         f"{count / 1e6:.2f}M {'trained' if trained else 'frozen'} in {dtype}"
         for (trained, dtype), count in sorted(counts.items())

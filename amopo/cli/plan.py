@@ -94,8 +94,8 @@ def make_plan(
 
     `tokenize(pairs, tokenizer)` gives samples and keeps nothing on the disk.
     """
-    from amopo.trainer.batches import plan_training
     from amopo.trainer.checks import check_setup, embedding_rows, position_limit
+    from amopo.trainer.loading import training_sampler
     from amopo.trainer.samples import read_samples
 
     args = job.args
@@ -124,17 +124,7 @@ def make_plan(
     table = checked(job.inputs.train.pairs, "train_dataset")
     evaluation = job.inputs.evaluation.pairs
     held_out = len(checked(evaluation, "eval_dataset").lengths) if evaluation else 0
-    sampler = plan_training(
-        table,
-        num_train_epochs=args.num_train_epochs,
-        max_steps=args.max_steps,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        budget=args.tokens_per_batch,
-        max_samples_per_batch=args.max_samples_per_batch,
-        row_budget=args.rows_per_batch,
-        world_size=world_size,
-    )
+    sampler = training_sampler(table, args, world_size=world_size)
     batches = [batch for rank in sampler.plan(0) for batch in rank]
     full = [[index for index in batch if index >= 0] for batch in batches]  # the others are fillers
     steps_per_epoch = max(1, math.ceil(len(sampler) / args.gradient_accumulation_steps))

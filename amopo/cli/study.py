@@ -14,10 +14,9 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amopo.cli.console import Console
+from amopo.cli.console import Console, quiet_libraries
 from amopo.cli.errors import CommandFailed, UsageError, did_you_mean
 from amopo.cli.options import Settings
-from amopo.cli.train import quiet_libraries
 
 if TYPE_CHECKING:
     from amopo.study.base import Study

@@ -20,9 +20,11 @@ from typing import Any
 
 from amopo.cli.callback import make_callback
 from amopo.cli.console import Console
+from amopo.cli.imitation import Imitation, imitate_first
 from amopo.cli.inputs import Inputs
-from amopo.cli.job import IMITATION_FOLDER, Imitation, Job, imitate_first, prepare_model
+from amopo.cli.job import Job, prepare_model
 from amopo.cli.models import load
+from amopo.cli.scratch import IMITATION_FOLDER
 from amopo.evaluation.preferences import silence
 from amopo.packing import TokenizedSample
 from amopo.packing.pack import packed_length

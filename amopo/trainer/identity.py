@@ -48,7 +48,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             trainable.append(name)
-    sizes = {name: _numel(parameter) for name, parameter in model.named_parameters()}
+    sizes = {name: numel(parameter) for name, parameter in model.named_parameters()}
     adapters = getattr(model, "peft_config", None) or {}
     return {
         "config": _readable(base.config.to_dict(), _CONFIG_IGNORED),
@@ -64,7 +64,7 @@ def dtypes_of(model: nn.Module) -> dict[str, int]:
     """How many parameters there are of each dtype, by its name."""
     dtypes: Counter[str] = Counter()
     for parameter in model.parameters():
-        dtypes[str(parameter.dtype).removeprefix("torch.")] += _numel(parameter)
+        dtypes[str(parameter.dtype).removeprefix("torch.")] += numel(parameter)
     return dict(sorted(dtypes.items()))
 
 
@@ -73,8 +73,8 @@ def class_name(model: nn.Module) -> str:
     return next(cls.__name__ for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
 
 
-def _numel(parameter: Tensor) -> int:
-    # DeepSpeed's ZeRO-3 leaves empty tensors behind that know their size.
+def numel(parameter: Tensor) -> int:
+    """Numbers in a parameter; DeepSpeed's ZeRO-3 leaves empty tensors behind that know their size."""
     return getattr(parameter, "ds_numel", parameter.numel())
 
 

@@ -4,7 +4,8 @@ Contract
 --------
 `Loaders(args, vocab_size, positions)` checks datasets by name (`add`) and makes `PackedLoader`s of this rank's batches.
 Checked tables are kept for datasets that were added, and made anew for others. The training batches are planned once
-per run (`plan_run`), since their number per epoch depends on how many epochs there will be.
+per run (`plan_run`), since their number per epoch depends on how many epochs there will be. `training_sampler` is that
+plan alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,27 @@ from amopo.packing.sample import TokenizedSample
 from amopo.trainer.batches import PackedLoader, plan_training
 from amopo.trainer.config import AMoPOConfig
 from amopo.trainer.samples import Positions, SampleTable, read_samples
+
+
+def training_sampler(table: SampleTable, args: AMoPOConfig, **ranks: Any) -> TokenBudgetBatchSampler:
+    """The training batches that `args` make of a table, on ranks as `TokenBudgetBatchSampler` takes them."""
+    return plan_training(
+        table,
+        num_train_epochs=args.num_train_epochs,
+        max_steps=args.max_steps,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        **_limits(args),
+        **ranks,
+    )
+
+
+def _limits(args: AMoPOConfig) -> dict[str, Any]:
+    return {
+        "budget": args.tokens_per_batch,
+        "max_samples_per_batch": args.max_samples_per_batch,
+        "row_budget": args.rows_per_batch,
+    }
 
 
 class Loaders:
@@ -66,14 +88,8 @@ class Loaders:
         """Shuffled batches, the same number in every planned epoch."""
         args = self.args
         if self._train_sampler is None:
-            self._train_sampler = plan_training(
-                table,
-                num_train_epochs=args.num_train_epochs,
-                max_steps=args.max_steps,
-                gradient_accumulation_steps=args.gradient_accumulation_steps,
-                seed=args.seed if args.data_seed is None else args.data_seed,
-                planned_ranks=self.planned_ranks,
-                **self._limits(),
+            self._train_sampler = training_sampler(
+                table, args, rank=args.process_index, world_size=args.world_size, planned_ranks=self.planned_ranks
             )
         return self._loader(table, self._train_sampler)
 
@@ -81,18 +97,15 @@ class Loaders:
         """Batches in a fixed order."""
         table = self._table(dataset, "eval_dataset")
         sampler = TokenBudgetBatchSampler(
-            table.lengths, rows=table.rows, shuffle=False, names=table.names(), **self._limits()
+            table.lengths,
+            rows=table.rows,
+            shuffle=False,
+            names=table.names(),
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            **_limits(self.args),
         )
         return self._loader(table, sampler)
-
-    def _limits(self) -> dict[str, Any]:
-        return {
-            "budget": self.args.tokens_per_batch,
-            "max_samples_per_batch": self.args.max_samples_per_batch,
-            "row_budget": self.args.rows_per_batch,
-            "rank": self.args.process_index,
-            "world_size": self.args.world_size,
-        }
 
     def _loader(self, table: SampleTable, sampler: TokenBudgetBatchSampler) -> PackedLoader:
         args = self.args

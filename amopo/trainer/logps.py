@@ -17,7 +17,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from amopo.fused_loss import fan_out
+from amopo.packed import fan_out
 from amopo.packing.layout import TreeLayout
 from amopo.packing.pack import PackedBatch
 from amopo.trainer.forward import is_patched, patch_forward

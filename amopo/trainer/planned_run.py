@@ -25,7 +25,7 @@ from amopo.memory.shapes import ModelShape, shape_from_config
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
 from amopo.trainer.forward import causal_lm
-from amopo.trainer.identity import class_name
+from amopo.trainer.identity import class_name, numel
 
 TOLERANCE = 0.02  # of counted parameters: biases and norms that a shape does not know
 
@@ -95,7 +95,7 @@ def stored_bytes(model: nn.Module) -> tuple[int, int]:
     """
     counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for parameter in model.parameters():
-        counts[parameter.requires_grad][parameter.element_size()] += _numel(parameter)
+        counts[parameter.requires_grad][parameter.element_size()] += numel(parameter)
     if not counts[True]:
         raise ValueError("no weight of the model is trained")
     (stored, _), *_ = counts[True].most_common(1)
@@ -129,18 +129,13 @@ def precision_of(engine: str, stored: int, base: int, *, lora: bool, mixed: bool
 
 
 def _check_trained(model: nn.Module, shape: ModelShape, rank: int | None) -> None:
-    trained = sum(_numel(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    trained = sum(numel(parameter) for parameter in model.parameters() if parameter.requires_grad)
     planned = trained_parts(shape, rank).trained
     if rank is None and trained < planned * (1 - TOLERANCE):
         raise ValueError(f"{trained} of {planned} weights are trained, without LoRA")
     if trained > planned * (1 + TOLERANCE):
         kind = "the model has" if rank is None else f"LoRA of rank {rank} on all linear layers has"
         raise ValueError(f"{trained} weights are trained, and {kind} {planned}")
-
-
-def _numel(parameter: Any) -> int:
-    # DeepSpeed's ZeRO-3 leaves empty tensors behind that know their size.
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def offload_of(deepspeed: Any) -> str:

@@ -11,10 +11,12 @@ one) on lists of `TokenizedSample`. It is transformers' `Trainer` with these par
 - **Noise** of the weights: keyed by (noise_seed, optimizer step, sample id, objective). Batching does not matter.
 - **Batches**: each rank's own, filled to `tokens_per_batch` (see `amopo.packing.batching`).
 - **Evaluation**: the same forward and loss, exact means over samples (see `amopo.trainer.evaluation`).
-- **Metrics**: see `amopo.trainer.metrics`; read from the device at logging steps only, and kept in `amopo_log.jsonl`.
+- **Metrics**: read from the device at logging steps only, and kept in `amopo_log.jsonl` (see
+  `amopo.trainer.step_logs`, `amopo.trainer.metrics`).
 - **Out of memory**: the error says what the plan makes of it, and which settings would fit; `auto_budget` lowers the
   token budget before the first step (see `amopo.trainer.out_of_memory`, `amopo.trainer.token_budget`).
-- **Checkpoints**: resuming continues the run exactly; other settings or data raise (see `amopo.trainer.resume`).
+- **Checkpoints**: resuming continues the run exactly; other settings or data raise (see `amopo.trainer.saving`,
+  `amopo.trainer.resume`).
 
 Nothing is sent anywhere unless `report_to` names a tracker.
 
@@ -45,31 +47,30 @@ from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows,
 from amopo.trainer.config import FIXED, AMoPOConfig
 from amopo.trainer.evaluation import Evaluation
 from amopo.trainer.forward import causal_lm, patch_forward
-from amopo.trainer.identity import class_name, model_identity
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
 from amopo.trainer.out_of_memory import explained
-from amopo.trainer.peak_memory import peak_memory_gib
 from amopo.trainer.ranks import ranks_to_plan_for
 from amopo.trainer.resume import (
     check_same_run,
     check_weight_names,
     latest_checkpoint,
     read_settings,
-    run_record,
     write_run_record,
 )
 from amopo.trainer.run_log import RunLog
 from amopo.trainer.samples import SampleTable
+from amopo.trainer.saving import Saving, SavingIsNotTraining
 from amopo.trainer.self_check import check_first_batch
+from amopo.trainer.step_logs import StepLogs
 from amopo.trainer.token_budget import fit_budget, keep_budget
 from amopo.trainer.wrapping import reduce_every_micro_batch, wants_whole_gradients
 
 LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
 
 
-class AMoPOTrainer(Evaluation, CheckpointLoading):
+class AMoPOTrainer(Evaluation, StepLogs, CheckpointLoading, Saving):
     """Adaptive multi-objective preference optimisation of a causal LM."""
 
     # The loss is normalised over the whole optimizer step already. transformers >= 5.19 reads this; older versions
@@ -107,7 +108,7 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*(callbacks or []), _SavingIsNotTraining(self._clock), RunLog()],
+            callbacks=[*(callbacks or []), SavingIsNotTraining(self._clock), RunLog()],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = True
@@ -205,28 +206,7 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
     def _all_reduce(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum") if self.args.world_size > 1 else values
 
-    # ---- logging ----
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; at a training step with the metrics since the last one."""
-        if "loss" in logs and not self._sums.is_empty:
-            totals = self._sums.reduce(self._all_reduce)
-            seconds = self._clock.read()
-            logs.update(totals.means)
-            if seconds > 0:
-                logs["tokens_per_second"] = totals.num_tokens / seconds
-                logs["represented_tokens_per_second"] = totals.represented_tokens / seconds
-            logs["amopo/sharing"] = totals.represented_tokens / totals.num_tokens
-            logs["amopo/fill"] = totals.num_tokens / (totals.num_batches * self.args.tokens_per_batch)
-            peak = peak_memory_gib(self.args.device)
-            if peak is not None:
-                logs["amopo/peak_memory_gib"] = peak
-        for name in [name for name in logs if name.endswith("_steps_per_second") and not name.startswith("train_")]:
-            # transformers derives it from a batch size that token budgets do not have
-            del logs[name]
-        super().log(logs, start_time)
-
-    # ---- checkpoints ----
+    # ---- the run ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint=True` go on from the newest complete checkpoint, or from a given one.
@@ -292,45 +272,3 @@ class AMoPOTrainer(Evaluation, CheckpointLoading):
         # ~index is a filler's
         indices = max(loader.batch_sampler, key=lambda batch: sum(lengths[i if i >= 0 else ~i] for i in batch))
         return loader.collate_fn([loader.dataset[i] for i in indices])
-
-    def run_record(self) -> dict[str, Any]:
-        """Settings, data, model and versions that decide this run's result."""
-        if self._identity is None:
-            # Once: what training itself changes in the configuration, or shards, is no part of it.
-            self._identity = model_identity(self.model)
-        return run_record(
-            self.args,
-            data_fingerprint=self._train_table.fingerprint,
-            num_samples=len(self._train_table.lengths),
-            model_class=class_name(causal_lm(self.model)),
-            model=self._identity,
-            planned_ranks=self._loaders.planned_ranks,
-        )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save weights, configuration, tokenizer and `amopo_run.json`."""
-        if _internal_call:
-            self._clock.pause()
-        super().save_model(output_dir, _internal_call)
-        if not _internal_call and self._writes_shards:
-            # transformers leaves the weights to the checkpoints then, and would save none here
-            weights = self.accelerator.get_state_dict(self.model)
-            if self.args.should_save:
-                self._save(output_dir or self.args.output_dir, state_dict=weights)
-        if self.args.should_save and self._train_table is not None:
-            write_run_record(output_dir or self.args.output_dir, self.run_record())
-
-    @property
-    def _writes_shards(self) -> bool:
-        """Whether FSDP keeps checkpoints as one file of shards per rank."""
-        return self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type)
-
-
-class _SavingIsNotTraining(TrainerCallback):
-    """Lets the clock go on after a checkpoint was written."""
-
-    def __init__(self, clock: Stopwatch) -> None:
-        self.clock = clock
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.resume()

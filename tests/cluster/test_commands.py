@@ -65,22 +65,11 @@ class Place:
     """A folder with data, settings, and programs that a launcher of this interpreter's environment would find."""
 
     folder: Path
+    rows: list[dict]
 
     def __post_init__(self) -> None:
-        rows = [
-            {
-                "id": f"r{number}",
-                "prompt": f"Say the number {number}.",
-                "responses": [
-                    {"text": f"The number is {number}.", "scores": {"a": 4, "b": 3}},
-                    {"text": "I do not know.", "scores": {"a": 0, "b": number % 3}},
-                ],
-                "scales": {"a": [0, 4], "b": [0, 4]},
-            }
-            for number in range(14)
-        ]
         data = self.folder / "data.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self.settings = self.folder / "mine.yaml"
         self.settings.write_text(SETTINGS.format(data=data))
         self.program("torchrun", f'exec {sys.executable} -P -m torch.distributed.run "$@"')
@@ -132,8 +121,8 @@ def ended(process: subprocess.Popen) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("commands"))
+def place(tmp_path_factory, rows):
+    return Place(tmp_path_factory.mktemp("commands"), rows(14))
 
 
 @pytest.fixture(scope="module")

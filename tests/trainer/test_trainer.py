@@ -5,50 +5,12 @@ import math
 import pytest
 import tiny_runs
 import torch
+from short_runs import relative_error, steps_of, three_and_one, train
 from torch import nn
-from transformers import TrainerCallback
 
 from amopo.packing import TokenizedSample, packed_length, packed_size
 from amopo.trainer import AMoPOTrainer
 from amopo.trainer.forward import is_patched
-
-
-class Gradients(TrainerCallback):
-    """Keeps a copy of the gradients that each optimizer step uses."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-
-
-def train(tmp_path, samples, *, model=None, callbacks=(), **settings):
-    model = tiny_runs.qwen2() if model is None else model
-    gradients = Gradients()
-    trainer = AMoPOTrainer(
-        model, tiny_runs.config(tmp_path, **settings), train_dataset=samples, callbacks=[gradients, *callbacks]
-    )
-    trainer.train()
-    return trainer, gradients.steps
-
-
-def three_and_one():
-    """Three short samples and a long one, and the budget that makes two batches of them, 3 + 1."""
-    short = tiny_runs.samples(3, longest=4)
-    long = tiny_runs.samples(1, seed=1, longest=4, prefix="long")[0]
-    room = sum(map(packed_length, short))
-    while packed_length(long) < room:
-        long = TokenizedSample([[*p, 5] for p in long.prompts], [*long.chosen, 6], long.rejected, long.id)
-    return [*short, long], packed_length(long)
-
-
-def steps_of(trainer):
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
-def relative_error(got, expected):
-    return max(float((got[n] - expected[n]).norm() / (expected[n].norm() + 1e-12)) for n in expected)
 
 
 # Adam divides by the gradient's size: where that is rounding, so is the direction of the step.
@@ -251,60 +213,6 @@ def test_nothing_is_reported_anywhere(tmp_path):
     assert not any(word in name for name in names for word in ("Wandb", "TensorBoard", "MLflow", "Comet", "Trackio"))
 
 
-def test_what_cannot_train_is_refused_before_training(tmp_path, monkeypatch):
-    config, samples = tiny_runs.config(tmp_path), tiny_runs.samples(3)
-    with pytest.raises(ValueError, match="train_dataset is empty"):
-        AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=[])
-    with pytest.raises(ValueError, match="has 3 prompts, but there are 2 objectives"):
-        AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=tiny_runs.samples(2, num_objectives=3))
-    with pytest.raises(ValueError, match=r"eval_dataset\['x'\]: sample 's0' takes .* more than tokens_per_batch"):
-        small = tiny_runs.config(tmp_path, tokens_per_batch=10)
-        AMoPOTrainer(tiny_runs.qwen2(), small, eval_dataset={"x": samples})
-    with pytest.raises(ValueError, match="vocabulary has 20 entries"):
-        AMoPOTrainer(tiny_runs.qwen2(vocab_size=20), config, train_dataset=samples)
-    with pytest.raises(ValueError, match="no output embeddings"):
-        AMoPOTrainer(tiny_runs.qwen2().model, config, train_dataset=samples)
-    with pytest.raises(ValueError, match="nn.DataParallel cannot run packed rows"):
-        AMoPOTrainer(nn.DataParallel(tiny_runs.qwen2()), config, train_dataset=samples)
-    with pytest.raises(ValueError, match="rope_type='dynamic'"):
-        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-        AMoPOTrainer(tiny_runs.llama(rope_parameters=rope), config, train_dataset=samples)
-    with pytest.raises(TypeError, match="model must be a loaded causal LM, got str"):
-        AMoPOTrainer("some/model", config, train_dataset=samples)
-    with pytest.raises(TypeError, match="args must be an AMoPOConfig, got dict"):
-        AMoPOTrainer(tiny_runs.qwen2(), {}, train_dataset=samples)
-    with pytest.raises(ValueError, match="training needs a train_dataset"):
-        AMoPOTrainer(tiny_runs.qwen2(), config, eval_dataset=samples).train()
-    with pytest.raises(ValueError, match="evaluation needs an eval_dataset"):
-        AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples).evaluate()
-    monkeypatch.setattr(type(config), "n_gpu", 2)
-    with pytest.raises(ValueError, match="2 GPUs are visible to one process"):
-        AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples)
-
-
-@pytest.mark.parametrize("kind", ["tensor", "context", "sequence"])
-def test_parallelism_within_a_sample_is_refused(kind, tmp_path, monkeypatch):
-    name = {"tensor": "get_tp_size", "context": "get_cp_size", "sequence": "get_sp_size"}[kind]
-    monkeypatch.setattr(AMoPOTrainer, name, lambda self: 2)
-    with pytest.raises(ValueError, match=rf"does not support {kind} parallelism \(size 2\); use data parallelism"):
-        AMoPOTrainer(tiny_runs.qwen2(), tiny_runs.config(tmp_path), train_dataset=tiny_runs.samples(3))
-
-
-def test_a_leaking_model_is_found_at_the_start(tmp_path):
-    model = tiny_runs.qwen2()
-    plain = model.model.forward
-    model.model.forward = lambda position_ids=None, **kwargs: plain(**kwargs)  # loses the position ids
-    with pytest.raises(ValueError, match="in a packed row differ from those of the sequence alone"):
-        AMoPOTrainer(model, tiny_runs.config(tmp_path), train_dataset=tiny_runs.samples(3))
-
-
-def test_attention_dropout_is_refused_before_training(tmp_path):
-    with pytest.raises(
-        ValueError, match="model.config.attention_dropout is 0.1; load the model with attention_dropout=0.0"
-    ):
-        AMoPOTrainer(tiny_runs.qwen2(attention_dropout=0.1), tiny_runs.config(tmp_path))
-
-
 @pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
 def test_what_is_shared_changes_no_gradient_and_is_logged(tmp_path, sharing):
     head = [11, 12, 13]
@@ -337,15 +245,6 @@ def test_response_rows_have_a_budget_of_their_own(tmp_path):
         AMoPOTrainer(tiny_runs.qwen2(), config, train_dataset=samples).get_train_dataloader()
 
 
-def test_a_self_check_that_fails_stops_the_run(tmp_path):
-    model = tiny_runs.qwen2()
-    trainer = AMoPOTrainer(model, tiny_runs.config(tmp_path, self_check=True), train_dataset=tiny_runs.samples(4))
-    plain = model.model.layers[0].mlp.forward
-    model.model.layers[0].mlp.forward = lambda x: plain(x) + 0.1 * x.roll(1, dims=1)  # after the checks of the start
-    with pytest.raises(RuntimeError, match="self_check: a packed row is not what separate forwards give"):
-        trainer.train()
-
-
 def test_the_noise_of_the_weights_is_new_at_every_step_and_the_same_in_every_run(tmp_path):
     def alphas(run, **settings):
         settings = {"num_train_epochs": 3, "learning_rate": 0.0, "tokens_per_batch": 10_000, **settings}
@@ -372,8 +271,3 @@ def test_a_trainer_can_train_again_for_longer(tmp_path):
     trainer.args.num_train_epochs = 3
     trainer.train()
     assert trainer.state.global_step >= 3 * steps
-
-
-def test_a_model_without_trainable_parameters_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
-        train(tmp_path, tiny_runs.samples(4), model=tiny_runs.qwen2().requires_grad_(False))

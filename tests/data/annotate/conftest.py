@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -16,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from amopo.cli.main import main
 from amopo.data import Scale
 from amopo.data.annotate import Clock, Endpoint, Journal, Judge, Policy, Retry, Runner, Source, open_questions
 
-OBJECTIVE = "instruction_following"
-# Nothing here takes so long; a test that waits for what never comes fails with this.
-PATIENCE = 240
+sys.path.insert(0, str(Path(__file__).parent))
+from annotating import OBJECTIVE, PATIENCE, arguments  # noqa: E402
 
 
 def truth(answer: str) -> int:
@@ -274,3 +275,18 @@ def scores(make_judge, tmp_path):
 @pytest.fixture
 def expected():
     return truth
+
+
+@pytest.fixture
+def annotate(stub, capsys, monkeypatch, tmp_path):
+    """Runs the command on a file against the stub; gives status, stdout and stderr."""
+    monkeypatch.delenv("AMOPO_DEBUG", raising=False)
+
+    def run(path, *flags, out=None):
+        capsys.readouterr()
+        argv = ["data", "annotate", path, out or tmp_path / "out.jsonl", *arguments(stub.url), *flags]
+        status = main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
