@@ -46,5 +46,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = tiny.load(args.model)
-        metrics = train(model, tokenizer, folder, padded=args.padded).evaluate()
-        print({name: round(value, 4) for name, value in metrics.items() if "margins" in name})
+        trainer = train(model, tokenizer, folder, padded=args.padded)
+        metrics = trainer.evaluate()
+    trainer.accelerator.print({name: round(value, 4) for name, value in metrics.items() if "margins" in name})
+    trainer.accelerator.end_training()  # under torchrun the ranks leave their group

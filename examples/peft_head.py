@@ -42,6 +42,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         trainer = train(*tiny.load(args.model), folder, head=args.head)
-    trainer.model.print_trainable_parameters()
-    logs = [log for log in trainer.state.log_history if "loss" in log]
-    print(f"loss {logs[0]['loss']:.4f} -> {logs[-1]['loss']:.4f}")
+    if trainer.is_world_process_zero():
+        trainer.model.print_trainable_parameters()
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        print(f"loss {logs[0]['loss']:.4f} -> {logs[-1]['loss']:.4f}")
+    trainer.accelerator.end_training()  # under torchrun the ranks leave their group

@@ -51,4 +51,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         trainer = train(*tiny.load(parser.parse_args().model), folder)
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    print(f"loss {logs[0]['loss']:.4f} -> {logs[-1]['loss']:.4f}")
+    trainer.accelerator.print(f"loss {logs[0]['loss']:.4f} -> {logs[-1]['loss']:.4f}")
+    trainer.accelerator.end_training()  # under torchrun the ranks leave their group

@@ -48,4 +48,5 @@ def main(script_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, AMoPOConfig, ModelConfig)).parse_args_and_config())
+    trainer = main(*TrlParser((ScriptArguments, AMoPOConfig, ModelConfig)).parse_args_and_config())
+    trainer.accelerator.end_training()  # under accelerate launch the ranks leave their group

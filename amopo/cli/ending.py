@@ -3,7 +3,10 @@
 gloo, by which ranks on CPUs speak, keeps threads. One that still holds a tensor when the interpreter goes away needs
 it to let go of the tensor, and aborts the process: a run that went well ends with SIGABRT. PyTorch leaves that to its
 caller. Leaving the group ends the threads where nobody else holds the group; FSDP2's and DeepSpeed's meshes do, and of
-14 pairs of ranks that held it and ended right after a collective 7 were aborted; ended as here, none.
+14 pairs of ranks that held it and ended right after a collective 7 were aborted; ended as here, none. DDP's reducer
+holds it too. Where that is the last to let go, it waits for the threads with the interpreter's lock in its hand, and a
+thread that needs this lock to let go of its tensor waits for ever: half of such ends hung. So the group is kept, with
+its threads, until the process is gone.
 
 Contract
 --------
@@ -21,9 +24,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _has_left_group = False
+_kept: list[Any] = []  # the group that was left, which nothing may take down
 
 
 def _is_in_group() -> bool:
@@ -38,7 +42,9 @@ def leave_group() -> None:
     """
     global _has_left_group
     if _is_in_group():
-        sys.modules["torch.distributed"].destroy_process_group()
+        distributed = sys.modules["torch.distributed"]
+        _kept.append(distributed.group.WORLD)
+        distributed.destroy_process_group()
         _has_left_group = True
 
 
