@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 import amopo
+from amopo.cli.ending import entry
 from amopo.integrations.hf import PreferenceCollator
 
 
@@ -47,12 +48,15 @@ def train(model, samples, *, pad_token_id, epochs=4, batch=4, learning_rate=1e-3
         loss = accelerator.reduce(result.loss.detach(), reduction="mean")
         margins = accelerator.reduce(result.metrics["rewards/margins"], reduction="mean")
         accelerator.print(f"step {step}: loss {loss.item():.4f}, margins {margins.tolist()}")
-    accelerator.end_training()  # ranks leave their group
     return result
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     model, tokenizer = tiny.load(parser.parse_args().model)
     train(model, tiny.samples(tokenizer), pad_token_id=tokenizer.pad_token_id)
+
+
+if __name__ == "__main__":
+    entry(main)  # in place of end_training(), after which ranks on CPUs may hang

@@ -7,6 +7,7 @@ import tiny
 from peft import LoraConfig, get_peft_model
 
 from amopo import AMoPOConfig, AMoPOTrainer
+from amopo.cli.ending import entry
 
 BODY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -35,7 +36,7 @@ def train(model, tokenizer, output_dir, *, head="lora"):
     return trainer
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     parser.add_argument("--head", choices=["lora", "frozen", "whole"], default="lora")
@@ -46,4 +47,7 @@ if __name__ == "__main__":
         trainer.model.print_trainable_parameters()
         logs = [log for log in trainer.state.log_history if "loss" in log]
         print(f"loss {logs[0]['loss']:.4f} -> {logs[-1]['loss']:.4f}")
-    trainer.accelerator.end_training()  # under torchrun the ranks leave their group
+
+
+if __name__ == "__main__":
+    entry(main)  # under torchrun: how a rank ends

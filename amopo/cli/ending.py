@@ -11,9 +11,10 @@ its threads, until the process is gone.
 Contract
 --------
 `leave_group()` ends the process's part in the group, if it is in one. `entry(main)` is the command as a process: what
-`main()` returns is its exit status, and one that was in a group ends without tearing the interpreter down, after all
-else that an ordinary end does: other threads are waited for, functions registered with `atexit` since have run, output
-is flushed.
+`main()` returns is its exit status (None: 0), and one that was in a group ends without tearing the interpreter down,
+after all else that an ordinary end does: other threads are waited for, functions registered with `atexit` since have
+run, output is flushed. A script of one's own ends well by `entry(main)` too, under every engine; without
+`destroy_process_group()` or accelerate's `end_training()`, after which DDP's reducer may be the last to let go.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def leave_group() -> None:
         _has_left_group = True
 
 
-def entry(main: Callable[[], int]) -> NoReturn:
+def entry(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as the whole of this process."""
     status = 1  # of an error that `main` lets through
 
     def end() -> None:
@@ -61,5 +63,5 @@ def entry(main: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
     atexit.register(end)  # before all that commands load: the last that is registered runs first
-    status = main()
+    status = main() or 0
     sys.exit(status)

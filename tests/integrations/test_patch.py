@@ -71,6 +71,7 @@ def test_labels_give_the_log_probs_and_gradients_of_the_models_own_logits(name):
         got = model(input_ids=ids, attention_mask=mask, labels=labels)
         (got * direction).sum().backward()
     assert got.dtype == torch.float32 and got.shape == labels.shape
+    assert got._base is None, "on a view, an in-place operation would drop FSDP2's hook without a word"
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
     assert bool((got[:, 0] == 0).all()) and bool((got[3] == 0).all())
     for n, p in model.named_parameters():
