@@ -4,6 +4,7 @@ import argparse
 import tempfile
 
 import tiny
+import torch
 from peft import LoraConfig, get_peft_model
 
 from amopo import AMoPOConfig, AMoPOTrainer
@@ -14,6 +15,7 @@ BODY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 
 def wrap(model, head):
     """head: "frozen" (adapters on the body alone), "lora" (one on the head too), "whole" (the head trains in full)."""
+    torch.manual_seed(0)  # adapters begin at random
     targets = [*BODY, "lm_head"] if head == "lora" else BODY
     whole = ["lm_head"] if head == "whole" else None
     return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, modules_to_save=whole))

@@ -32,7 +32,7 @@ def train(model, tokenizer, output_dir):
             per_device_train_batch_size=4,
             num_train_epochs=3,
             learning_rate=1e-3,
-            logging_steps=4,
+            logging_steps=2,
             save_strategy="no",
             use_cpu=True,
         ),
