@@ -262,6 +262,24 @@ def test_log_probs_of_another_shape_are_refused():
         amopo.loss_from_logps(torch.zeros(4, 9), labels=labels, num_objectives=1, order="sample_major")
 
 
+def test_what_a_patched_model_does_not_return_is_refused():
+    """A forward that was replaced again, and a wrapper that casts."""
+    model = tiny_runs.qwen2()
+    ids, mask, labels = padded_batch()
+    packed = amopo.pack(tiny_runs.samples(2))
+    with amopo.patch(model):
+        rows = model(input_ids=packed.input_ids, position_ids=packed.position_ids, amopo_layout=packed.layout)
+    output = model(input_ids=ids, attention_mask=mask, labels=labels)
+    with pytest.raises(TypeError, match="got CausalLMOutputWithPast: is the model patched, .* use_liger_kernel"):
+        amopo.loss_from_logps(output, labels=labels, num_objectives=1)
+    with pytest.raises(TypeError, match="got CausalLMOutputWithPast: is the model patched"):
+        amopo.loss_from_logps(output, packed.layout)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(TypeError, match=rf"logps are {dtype}, .*output_dtype=None.*logps.float"):
+            amopo.loss_from_logps(rows.to(dtype), packed.layout)
+    amopo.loss_from_logps(rows.bfloat16().float(), packed.layout)
+
+
 def test_a_copy_of_a_patched_model_runs_its_own_weights():
     from amopo import TokenizedSample, pack
 
