@@ -158,9 +158,12 @@ def loss_from_logps(
             column of unshifted labels (TRL). Values where the label is `ignore_index` are not read.
         layout, labels, shift_labels: exactly one; labels as in `fused_loss`. The other arguments too are those of
             `fused_loss`; signs come with the layout, or as `signs` beside labels.
+    Raises:
+        TypeError: what is no tensor of float32 or float64; ValueError: shapes that do not fit.
     """
     settings = LossSettings(beta, gamma, objective, weights, pooled, preset, normalizer, seed, step, sequence_parallel)
     settings.check()
+    _check_made(logps)
     _check_form(settings, labels, shift_labels, layout, signs)
     if layout is None:
         given = checked_labels(labels, shift_labels, num_objectives)
@@ -189,6 +192,20 @@ def loss_from_logps(
         check_layout(layout, is_part=sequence_parallel is not None)
         check_logps(fan_out(logps, layout), layout.offsets, sequences_of(layout))
     return _loss_of_layout(logps, layout, settings, sample_ids)
+
+
+def _check_made(logps: Any) -> None:
+    """Raise TypeError for what a patched model does not return."""
+    if not isinstance(logps, Tensor):
+        raise TypeError(
+            f"logps must be a tensor of log-probs, got {type(logps).__name__}: is the model patched, and was its "
+            "forward not replaced again since (by use_liger_kernel, for example)?"
+        )
+    if logps.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"logps are {logps.dtype}, too coarse for sums over a response: a wrapper casts what the model returns "
+            "(FSDP2: MixedPrecisionPolicy(output_dtype=None)); where they are made so, pass logps.float()"
+        )
 
 
 def _check_form(

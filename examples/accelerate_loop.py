@@ -1,18 +1,25 @@
-"""The loop under accelerate: python examples/accelerate_loop.py, or accelerate launch examples/accelerate_loop.py"""
+"""The loop under accelerate: python examples/accelerate_loop.py, or on several processes
+
+accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py    (or torchrun; also without any GPU)
+"""
 
 import argparse
 
 import tiny
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 import amopo
+from amopo.cli.ending import entry
 from amopo.integrations.hf import PreferenceCollator
 
 
 def train(model, samples, *, pad_token_id, epochs=4, batch=4, learning_rate=1e-3, accumulate=2):
-    accelerator = Accelerator(gradient_accumulation_steps=accumulate)
+    # Without a GPU accelerate must be told so: it would leave the model unwrapped on every rank.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), gradient_accumulation_steps=accumulate)
+    set_seed(0)  # of the shuffling
     amopo.patch(model)  # before prepare: the wrappers then see all that is used
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     collator = PreferenceCollator(pad_token_id=pad_token_id, packed=False)  # padded [2 * K * batch, length] rows
@@ -38,14 +45,18 @@ def train(model, samples, *, pad_token_id, epochs=4, batch=4, learning_rate=1e-3
                     step += 1
                 optimizer.step()
                 optimizer.zero_grad()
+        loss = accelerator.reduce(result.loss.detach(), reduction="mean")
         margins = accelerator.reduce(result.metrics["rewards/margins"], reduction="mean")
-        accelerator.print(f"step {step}: loss {result.loss.item():.4f}, margins {margins.tolist()}")
-    accelerator.end_training()
+        accelerator.print(f"step {step}: loss {loss.item():.4f}, margins {margins.tolist()}")
     return result
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     model, tokenizer = tiny.load(parser.parse_args().model)
     train(model, tiny.samples(tokenizer), pad_token_id=tokenizer.pad_token_id)
+
+
+if __name__ == "__main__":
+    entry(main)  # in place of end_training(), after which ranks on CPUs may hang

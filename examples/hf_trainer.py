@@ -6,6 +6,7 @@ import tempfile
 import tiny
 from transformers import Trainer, TrainingArguments
 
+from amopo.cli.ending import entry
 from amopo.integrations.hf import AMoPOMixin, PreferenceCollator, PreferenceLoss
 
 
@@ -39,12 +40,17 @@ def train(model, tokenizer, output_dir, *, padded=False):
     return trainer
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     parser.add_argument("--padded", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = tiny.load(args.model)
-        metrics = train(model, tokenizer, folder, padded=args.padded).evaluate()
-        print({name: round(value, 4) for name, value in metrics.items() if "margins" in name})
+        trainer = train(model, tokenizer, folder, padded=args.padded)
+        metrics = trainer.evaluate()
+    trainer.accelerator.print({name: round(value, 4) for name, value in metrics.items() if "margins" in name})
+
+
+if __name__ == "__main__":
+    entry(main)  # under torchrun: how a rank ends

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head
 
+from amopo.cli.ending import entry
 from amopo.integrations.hf import AMoPOMixin, PreferenceLoss
 from amopo.integrations.trl import PreferenceCollator
 
@@ -31,7 +32,7 @@ def train(model, tokenizer, output_dir):
             per_device_train_batch_size=4,
             num_train_epochs=3,
             learning_rate=1e-3,
-            logging_steps=4,
+            logging_steps=2,
             save_strategy="no",
             use_cpu=True,
         ),
@@ -45,10 +46,14 @@ def train(model, tokenizer, output_dir):
     return trainer
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     with tempfile.TemporaryDirectory() as folder:
         trainer = train(*tiny.load(parser.parse_args().model), folder)
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    print(f"loss {logs[0]['loss']:.4f} -> {logs[-1]['loss']:.4f}")
+    trainer.accelerator.print(f"loss {logs[0]['loss']:.4f} -> {logs[-1]['loss']:.4f}")
+
+
+if __name__ == "__main__":
+    entry(main)  # under torchrun: how a rank ends

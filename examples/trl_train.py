@@ -12,6 +12,7 @@ import tiny
 from datasets import Dataset, load_dataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
+from amopo.cli.ending import entry
 from amopo.integrations.trl import AMoPOConfig, AMoPOTrainer
 
 
@@ -47,5 +48,9 @@ def main(script_args, training_args, model_args):
     return trainer
 
 
-if __name__ == "__main__":
+def start():
     main(*TrlParser((ScriptArguments, AMoPOConfig, ModelConfig)).parse_args_and_config())
+
+
+if __name__ == "__main__":
+    entry(start)  # under accelerate launch: how a rank ends

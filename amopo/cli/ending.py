@@ -3,14 +3,18 @@
 gloo, by which ranks on CPUs speak, keeps threads. One that still holds a tensor when the interpreter goes away needs
 it to let go of the tensor, and aborts the process: a run that went well ends with SIGABRT. PyTorch leaves that to its
 caller. Leaving the group ends the threads where nobody else holds the group; FSDP2's and DeepSpeed's meshes do, and of
-14 pairs of ranks that held it and ended right after a collective 7 were aborted; ended as here, none.
+14 pairs of ranks that held it and ended right after a collective 7 were aborted; ended as here, none. DDP's reducer
+holds it too. Where that is the last to let go, it waits for the threads with the interpreter's lock in its hand, and a
+thread that needs this lock to let go of its tensor waits for ever: half of such ends hung. So the group is kept, with
+its threads, until the process is gone.
 
 Contract
 --------
 `leave_group()` ends the process's part in the group, if it is in one. `entry(main)` is the command as a process: what
-`main()` returns is its exit status, and one that was in a group ends without tearing the interpreter down, after all
-else that an ordinary end does: other threads are waited for, functions registered with `atexit` since have run, output
-is flushed.
+`main()` returns is its exit status (None: 0), and one that was in a group ends without tearing the interpreter down,
+after all else that an ordinary end does: other threads are waited for, functions registered with `atexit` since have
+run, output is flushed. A script of one's own ends well by `entry(main)` too, under every engine; without
+`destroy_process_group()` or accelerate's `end_training()`, after which DDP's reducer may be the last to let go.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _has_left_group = False
+_kept: list[Any] = []  # the group that was left, which nothing may take down
 
 
 def _is_in_group() -> bool:
@@ -38,11 +43,14 @@ def leave_group() -> None:
     """
     global _has_left_group
     if _is_in_group():
-        sys.modules["torch.distributed"].destroy_process_group()
+        distributed = sys.modules["torch.distributed"]
+        _kept.append(distributed.group.WORLD)
+        distributed.destroy_process_group()
         _has_left_group = True
 
 
-def entry(main: Callable[[], int]) -> NoReturn:
+def entry(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as the whole of this process."""
     status = 1  # of an error that `main` lets through
 
     def end() -> None:
@@ -55,5 +63,5 @@ def entry(main: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
     atexit.register(end)  # before all that commands load: the last that is registered runs first
-    status = main()
+    status = main() or 0
     sys.exit(status)

@@ -22,8 +22,11 @@ The loss is the mean over the samples of the whole optimizer step, all ranks and
 token budget and resumes exactly. Metrics have the same names; means are exact, but for samples that accelerate repeats
 to fill the last batch on several ranks, which count twice.
 
-Unsupported (raises): nn.DataParallel, `compute_metrics` and other functions of logits (there are none), label
-smoothing, a fused cross-entropy that fights over the forward (`use_liger_kernel`).
+Under FSDP2 gradients are reduced in each micro-batch (`amopo.trainer.micro_batches`).
+
+Unsupported (raises): nn.DataParallel, tensor, context and sequence parallelism, FSDP1, FSDP on CPUs (accelerate would
+run DDP), `compute_metrics` and other functions of logits (there are none), label smoothing, a fused cross-entropy that
+fights over the forward (`use_liger_kernel`).
 """
 
 from __future__ import annotations
@@ -41,9 +44,12 @@ from amopo.head_adapters import check_adapters
 from amopo.integrations.collator import IGNORE, PreferenceCollator
 from amopo.integrations.patch import Patch, patch
 from amopo.preference_loss import FusedLoss
+from amopo.trainer.checks import check_one_device
+from amopo.trainer.engines import check_fsdp_version, check_parallelism
 from amopo.trainer.forward import causal_lm
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums
+from amopo.trainer.micro_batches import ReducedMicroBatches
 
 __all__ = ["AMoPOMixin", "PreferenceCollator", "PreferenceLoss"]
 
@@ -89,7 +95,7 @@ class _Size(NamedTuple):
     represented_tokens: int
 
 
-class AMoPOMixin:
+class AMoPOMixin(ReducedMicroBatches):
     """Put it before the Trainer class: `class MyTrainer(AMoPOMixin, Trainer)`. Takes one more argument, `amopo`."""
 
     # The loss is normalised over the whole optimizer step already. transformers >= 5.19 reads this; older versions
@@ -114,11 +120,9 @@ class AMoPOMixin:
         self.amopo_patch: Patch | None = patch(self.model) if self.patches_model else None
 
     def _check_arguments(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel; "
-                "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
-            )
+        check_one_device(self.args)
+        check_parallelism(self)
+        check_fsdp_version(self)
         if self.args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no meaning here: the preference loss has no labels to smooth")
         if getattr(self.args, "use_liger_kernel", False):

@@ -19,7 +19,8 @@ gather weights or reduce gradients see every parameter that is used.
 Keeps in memory: the body's activations, the selected hidden rows, and what the head keeps (`amopo.workspace_bytes`).
 
 Unsupported (raises): what `amopo.head` refuses about heads and adapters, models whose logits are more than their head
-makes of the body's output (tried on 8 tokens), caches, hidden states or attentions beside labels, `nn.DataParallel`.
+makes of the body's output (tried on 8 tokens), caches, hidden states or attentions beside labels, `nn.DataParallel`,
+put around the model before or after.
 """
 
 from __future__ import annotations
@@ -66,15 +67,9 @@ class Patch(ReplacedForward):
     replaced_by = "amopo.patch"
 
     def __init__(self, owner: nn.Module, packed: PackedForward | None, why_not_packed: str | None) -> None:
-        super().__init__(owner, owner.__dict__.get("forward"))
-        self._installed = None  # what stands there now is not ours
+        super().__init__(owner)
         self.why_not_packed = why_not_packed
         self._packed = packed
-
-    def install(self, forward: types.MethodType) -> None:
-        """Put `forward` on the instance."""
-        self._installed = forward
-        self.owner.forward = forward
 
     def _removed(self) -> None:
         if self._packed is not None:
@@ -181,8 +176,9 @@ def _scattered_logps(
     labels = labels.to(hidden.device, non_blocking=True)
     rows = select_rows(labels, shifted=shifted, ignore_index=IGNORE)
     logps = options.logps(head, hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.index), rows.target)
-    places = label_places(rows, labels.shape[1], labels.shape[1], shifted=shifted)
-    return logps.new_zeros(labels.numel()).index_copy(0, places.to(logps.device), logps).view(labels.shape)
+    places = label_places(rows, labels.shape[1], labels.shape[1], shifted=shifted).to(logps.device)
+    # Not a view: an in-place operation on one would drop the hook by which FSDP2 gathers the weights for the backward.
+    return logps.new_zeros(labels.shape).index_put((places // labels.shape[1], places % labels.shape[1]), logps)
 
 
 def _body_arguments(kwargs: dict[str, Any], labels: Tensor) -> dict[str, Any]:

@@ -1,18 +1,14 @@
 """Conditions that must hold before training starts.
 
 Contract: `check_setup(model, args)` raises for a model that is not a causal LM with a head, that packed rows do not
-suit, or that one process would spread over several GPUs. `check_parallelism(trainer)` raises for parallelism other than
-over data, for FSDP1, for FSDP or DeepSpeed that would not run, and for clipping that DeepSpeed would do its own way.
+suit, or that one process would spread over several GPUs. `check_one_device(args)` raises for the last of these alone.
 `embedding_rows(model)` is the number of token ids that the model knows, `position_limit(model)` that of positions.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-import torch.distributed as dist
 from torch import nn
+from transformers import TrainingArguments
 
 from amopo.head import find_head
 from amopo.head_adapters import check_adapters
@@ -32,11 +28,7 @@ def check_setup(model: nn.Module, args: AMoPOConfig) -> None:
             f"model must be a loaded causal LM, got {type(model).__name__}; load it with "
             "AutoModelForCausalLM.from_pretrained"
         )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel; start one "
-            "process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
-        )
+    check_one_device(args)
     find_head(model)
     check_adapters(causal_lm(model), training=True)
     check_packing_support(model)
@@ -49,42 +41,12 @@ def check_setup(model: nn.Module, args: AMoPOConfig) -> None:
             )
 
 
-def check_parallelism(trainer: Any) -> None:
-    """Raise for parallelism that splits one sample's forward over ranks: batches are dealt out per rank."""
-    sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
-    for kind, size in sizes.items():
-        if size > 1:
-            raise ValueError(f"AMoPOTrainer does not support {kind} parallelism (size {size}); use data parallelism")
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() != trainer.args.world_size:
+def check_one_device(args: TrainingArguments) -> None:
+    """Raise where transformers would wrap the model in nn.DataParallel."""
+    if args.n_gpu > 1:
         raise ValueError(
-            f"torch.distributed has {dist.get_world_size()} ranks, transformers counts {trainer.args.world_size}: "
-            "batches would be dealt out wrongly; on CPUs set use_cpu=True"
-        )
-    asked = bool(trainer.args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if asked and trainer.accelerator.distributed_type != "DEEPSPEED":
-        raise ValueError(
-            f"DeepSpeed was asked for and would not run: accelerate takes {trainer.accelerator.distributed_type.value} "
-            "instead; start without its --cpu (ACCELERATE_USE_CPU)"
-        )
-    if trainer.is_deepspeed_enabled:
-        config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
-        if "gradient_clipping" not in config and trainer.args.max_grad_norm != 1.0:
-            raise ValueError(
-                f"max_grad_norm={trainer.args.max_grad_norm} would be ignored: DeepSpeed clips at 1.0 where its "
-                'configuration says nothing; put "gradient_clipping": "auto" into it'
-            )
-    asked = bool(trainer.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and trainer.args.world_size > 1 and not trainer.is_fsdp_enabled:
-        # accelerate knows FSDP on accelerators alone
-        raise ValueError(
-            "FSDP was asked for and would not run: on CPUs accelerate takes DDP instead, without a word; leave fsdp "
-            "out for DDP, or use DeepSpeed's ZeRO-3 to shard the model there"
-        )
-    fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2:
-        raise ValueError(
-            "FSDP1 is not supported; use FSDP2: fsdp_version: 2 in accelerate's configuration, or "
-            'fsdp_config={"version": 2}'
+            f"{args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel; start one "
+            "process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
         )
 
 

@@ -16,9 +16,9 @@ it (DDP, FSDP2, ZeRO-3, PEFT, autocast) see every parameter that is used. `Packe
 Models that do not take their attention from transformers' interface run rows without sharing only: transformers then
 separates the sequences by their position ids, which it stops doing, silently, where an attention mask or a cache is
 given. So `attention_mask` and `use_cache=True` raise (`amopo.trainer.packed_call`). `nn.DataParallel`
-would scatter the row: it raises, and so do models that `amopo.packing.support` refuses by name, or whose hidden states
-of a small packed row are not those of its sequences run alone, or whose logits are not what their head makes of the
-body's output (8 tokens, twice).
+would scatter the row: a model inside it raises, and so does replicating a patched model. So do models that
+`amopo.packing.support` refuses by name, or whose hidden states of a small packed row are not those of its sequences run
+alone, or whose logits are not what their head makes of the body's output (8 tokens, twice).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from __future__ import annotations
 import inspect
 import logging
 import types
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,8 +84,8 @@ class PackedForward(ReplacedForward):
 
     replaced_by = "patch_forward"
 
-    def __init__(self, owner: nn.Module, previous: Callable | None, attention_before: str | None) -> None:
-        super().__init__(owner, previous)
+    def __init__(self, owner: nn.Module, attention_before: str | None) -> None:
+        super().__init__(owner)
         self._attention_before = attention_before
 
     def _removed(self) -> None:
@@ -154,8 +153,9 @@ def patch_forward(
         parameters=[receiver, *signature.parameters.values()]
     )
     forward.__doc__ = original.__doc__
-    owner.forward = types.MethodType(forward, owner)
-    return PackedForward(owner, previous, None if was_installed else before)
+    handle = PackedForward(owner, None if was_installed else before)
+    handle.install(types.MethodType(forward, owner))
+    return handle
 
 
 @torch.no_grad()

@@ -1,15 +1,30 @@
 """A forward that was replaced on an instance: its handle, and how copies of the model call it.
 
-`ReplacedForward(owner, previous)` restores `previous` (None: the class's own) by `remove()` or at the end of a `with`;
+`ReplacedForward(owner)`, then `install(forward)`: `remove()`, or the end of a `with`, restores what was there before.
 `call_on(model, forward, owner, ...)` runs the weights of `model`, which may be a copy of `owner`.
+
+While it is installed, `nn.DataParallel` cannot replicate the model: a replica is a copy of the instance's attributes,
+the replaced forward among them, which is bound to the original and would run the original's weights on its device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from torch import nn
+
+# Called by torch.nn.parallel.replicate on every module, once per device.
+_REPLICATE = "_replicate_for_data_parallel"
+
+
+def _refuse_replicas() -> NoReturn:
+    # A function that takes no `self`: it stays what it is in a copy of the model, and can be pickled.
+    raise ValueError(
+        "nn.DataParallel cannot replicate a patched model: its replicas would run the original's forward, with the "
+        "original's weights, on another device; start one process per device instead (torchrun --nproc-per-node N, "
+        "accelerate launch), or remove the patch first (handle.remove())"
+    )
 
 
 class ReplacedForward:
@@ -17,10 +32,17 @@ class ReplacedForward:
 
     replaced_by = ""  # who replaced it, for the message
 
-    def __init__(self, owner: nn.Module, previous: Callable | None) -> None:
+    def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
-        self._previous = previous
-        self._installed: Callable | None = owner.__dict__.get("forward")
+        self._previous: Callable | None = owner.__dict__.get("forward")
+        self._previous_replicate: Callable | None = owner.__dict__.get(_REPLICATE)
+        self._installed: Callable | None = None
+
+    def install(self, forward: Callable) -> None:
+        """Put `forward` on the instance."""
+        self._installed = forward
+        self.owner.forward = forward
+        setattr(self.owner, _REPLICATE, _refuse_replicas)
 
     def remove(self) -> None:
         """Restore the forward that was there before; a second call does nothing."""
@@ -31,10 +53,8 @@ class ReplacedForward:
                 f"the forward of {type(self.owner).__name__} was replaced again after {self.replaced_by} (by "
                 "accelerate's mixed precision, for example); remove that first"
             )
-        if self._previous is None:
-            del self.owner.forward
-        else:
-            self.owner.forward = self._previous
+        _put_back(self.owner, "forward", self._previous)
+        _put_back(self.owner, _REPLICATE, self._previous_replicate)
         self._installed = None
         self._removed()
 
@@ -46,6 +66,14 @@ class ReplacedForward:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+def _put_back(owner: nn.Module, name: str, previous: Callable | None) -> None:
+    """`previous` as an attribute of the instance; None: the class's own."""
+    if previous is None:
+        owner.__dict__.pop(name, None)
+    else:
+        setattr(owner, name, previous)
 
 
 def call_on(model: nn.Module, forward: Callable, owner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

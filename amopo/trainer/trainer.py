@@ -43,13 +43,15 @@ from amopo.packing.sample import TokenizedSample
 from amopo.preference_loss import FusedLoss
 from amopo.trainer.batches import PackCollator, PackedLoader
 from amopo.trainer.checkpoint_loading import CheckpointLoading
-from amopo.trainer.checks import check_parallelism, check_setup, embedding_rows, position_limit
+from amopo.trainer.checks import check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
+from amopo.trainer.engines import check_fsdp_version, check_parallelism
 from amopo.trainer.evaluation import Evaluation
 from amopo.trainer.forward import causal_lm, patch_forward
 from amopo.trainer.loading import Loaders
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums, Stopwatch
+from amopo.trainer.micro_batches import ReducedMicroBatches
 from amopo.trainer.out_of_memory import explained
 from amopo.trainer.ranks import ranks_to_plan_for
 from amopo.trainer.resume import (
@@ -65,12 +67,11 @@ from amopo.trainer.saving import Saving, SavingIsNotTraining
 from amopo.trainer.self_check import check_first_batch
 from amopo.trainer.step_logs import StepLogs
 from amopo.trainer.token_budget import fit_budget, keep_budget
-from amopo.trainer.wrapping import reduce_every_micro_batch, wants_whole_gradients
 
 LOGITS_DTYPES = {None: None, "float32": torch.float32, "input": "input"}
 
 
-class AMoPOTrainer(Evaluation, StepLogs, CheckpointLoading, Saving):
+class AMoPOTrainer(ReducedMicroBatches, Evaluation, StepLogs, CheckpointLoading, Saving):
     """Adaptive multi-objective preference optimisation of a causal LM."""
 
     # The loss is normalised over the whole optimizer step already. transformers >= 5.19 reads this; older versions
@@ -115,6 +116,7 @@ class AMoPOTrainer(Evaluation, StepLogs, CheckpointLoading, Saving):
         fixed = args.weights == FIXED
         self._weights = torch.tensor(args.objective_weights, device=args.device) if fixed else args.weights
         check_parallelism(self)
+        check_fsdp_version(self)
         if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             # With frozen embeddings no input of a checkpointed layer would need a gradient, and none would flow.
             self.model.enable_input_require_grads()
@@ -147,13 +149,6 @@ class AMoPOTrainer(Evaluation, StepLogs, CheckpointLoading, Saving):
         return inputs
 
     # ---- loss ----
-
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of one micro-batch; under FSDP2 its gradients are sharded when it is over."""
-        # transformers calls it inside accelerate's no_sync for every micro-batch of a step but the last.
-        if self.is_fsdp_enabled and not wants_whole_gradients(self.args):
-            reduce_every_micro_batch(model)
-        return super().training_step(model, *args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device

@@ -1,4 +1,4 @@
-"""Whether something will bring the ranks' gradients together, and when.
+"""Whether something will bring the ranks' gradients together.
 
 Contract
 --------
@@ -7,29 +7,35 @@ raises unless that forward runs inside DistributedDataParallel, or the model's p
 parallelism), or DeepSpeed runs in this process, which reduces gradients in its engine's own backward. Calling the
 module that a wrapper holds (`ddp.module(...)`, `accelerator.unwrap_model(model)(...)`) trains every rank alone, and
 nothing else would say so: the loss falls, and the ranks' weights drift apart. So do weights that train outside of
-FSDP2's units, where `fully_shard` was applied to parts of the model and not to the model.
+FSDP2's units, where `fully_shard` was applied to parts of the model and not to the model. So do the processes that
+torchrun started where no group was made: they cannot see each other, but torchrun says that there are several.
 
 It looks at objects in memory only; no communication.
-
-`reduce_every_micro_batch(model)` makes FSDP2 reduce the gradients of the next backward, inside of a `no_sync` too.
-Without it FSDP2 keeps whole gradients, of all parameters on every rank, until the last micro-batch of a step.
-`wants_whole_gradients(args)`: whether the user asked for just that.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+# How many processes torchrun started, which accelerate launch and amopo's --nproc start too.
+_STARTED = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
 
 def check_wrapped(model: nn.Module) -> None:
     """Raise RuntimeError where the gradients of this forward would stay on their rank."""
-    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not (torch.is_grad_enabled() and dist.is_available()):
+        return
+    if not dist.is_initialized():
+        if _STARTED > 1:
+            _refuse_no_group(model)
+        return
+    if dist.get_world_size() == 1:
         return
     if DistributedDataParallel._get_active_ddp_module() is not None:
         return
@@ -40,7 +46,7 @@ def check_wrapped(model: nn.Module) -> None:
         return
     if is_sharded(model):  # by tensor parallelism, which keeps weights that are not in pieces alike
         return
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if not _trains(model):
         return
     raise RuntimeError(
         f"{type(model).__name__} runs on {dist.get_world_size()} ranks outside of any wrapper, so that nothing would "
@@ -50,24 +56,27 @@ def check_wrapped(model: nn.Module) -> None:
     )
 
 
+def _trains(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def _refuse_no_group(model: nn.Module) -> None:
+    if not _trains(model):
+        return
+    raise RuntimeError(
+        f"torchrun started {_STARTED} processes, but this one is in no process group, so that each would train "
+        f"{type(model).__name__} alone, on the same batches: call torch.distributed.init_process_group() and wrap the "
+        "model (DistributedDataParallel), or start one process. Where they are meant to train apart, say so with "
+        "patch_forward(model, allow_unwrapped=True)"
+    )
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP or tensor parallelism keeps the model's weights in pieces."""
     # Both FSDPs mark every module that they manage; a DTensor belongs to FSDP2 or to tensor parallelism.
     if _in_fsdp(model):
         return True
     return any(hasattr(parameter, "placements") for parameter in model.parameters())
-
-
-def reduce_every_micro_batch(model: nn.Module) -> None:
-    """Let FSDP2 reduce-scatter in the next backward, so that gradients are in pieces from the first micro-batch on."""
-    if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(True)
-
-
-def wants_whole_gradients(args: Any) -> bool:
-    """Whether `accelerator_config` says `sync_each_batch=False`: one reduction a step, whole gradients until then."""
-    given = getattr(args.accelerator_config, "gradient_accumulation_kwargs", None) or {}
-    return given.get("sync_each_batch") is False
 
 
 def _check_units(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,27 @@ def test_a_process_alone_ends_as_python_does():
 @pytest.mark.parametrize("body", ["join(); leave_group(); return 3", "join(); return 3"], ids=["left", "in the group"])
 def test_a_rank_ends_with_its_status_and_output_and_without_tearing_threads_of_gloo_down(body):
     assert run(body) == (3, ALL, "no newline")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from /proc")
+def test_nothing_that_held_the_group_can_wait_for_its_threads_after_a_rank_has_left_it():
+    """DDP's reducer would, holding the interpreter's lock, which such a thread may need: the rank would hang."""
+    body = """
+    import gc, pathlib
+    def threads():
+        return sum("gloo_runloop" in p.read_text() for p in pathlib.Path("/proc/self/task").glob("*/comm"))
+    import torch
+    join()
+    torch.distributed.all_reduce(torch.ones(1))  # its threads come with the first
+    before = threads()
+    leave_group()
+    del join.held
+    gc.collect()
+    print(before > 0, threads() == before)
+    return 0
+"""
+    status, out, err = run(body.strip())
+    assert status == 0 and "True True" in out, (out, err)
 
 
 def test_an_error_that_nobody_catches_is_shown_and_is_the_status_of_a_rank():

@@ -20,6 +20,14 @@ def fsdp_on_cpus(directory: Path) -> None:
     trainer_runs.make(directory / "cpus", "single", **trainer_runs.fsdp())
 
 
+def mixin_fsdp_on_cpus(directory: Path) -> None:
+    trainer_runs.make_mixed(directory / "cpus", "single", **trainer_runs.fsdp())
+
+
+def mixin_fsdp1(directory: Path) -> None:
+    trainer_runs.make_mixed(directory / "fsdp1", "fsdp1")
+
+
 def more_ranks(directory: Path) -> None:
     """`directory` holds a checkpoint of one process."""
     trainer_runs.make(directory / "more", "ddp").train(resume_from_checkpoint=str(directory / "of-one-process"))
@@ -61,6 +69,8 @@ def weight_by_hand(directory: Path) -> None:
 REFUSALS = {
     "fsdp1": fsdp1,
     "fsdp-on-cpus": fsdp_on_cpus,
+    "mixin-fsdp1": mixin_fsdp1,
+    "mixin-fsdp-on-cpus": mixin_fsdp_on_cpus,
     "more-ranks": more_ranks,
     "evaluation-first-fsdp2": lambda directory: evaluation_first(directory, "fsdp2"),
     "evaluation-first-zero3": lambda directory: evaluation_first(directory, "zero3"),

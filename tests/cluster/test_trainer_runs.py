@@ -25,6 +25,8 @@ ACCUMULATION = {"train": 6, "tied": 6, "lora-head": 6, "at-once": 2, "whole-grad
 TORCH_REFUSALS = {
     "fsdp1": "ValueError: FSDP1 is not supported; use FSDP2",
     "fsdp-on-cpus": "ValueError: FSDP was asked for and would not run: on CPUs accelerate takes DDP instead",
+    "mixin-fsdp1": "ValueError: FSDP1 is not supported; use FSDP2",
+    "mixin-fsdp-on-cpus": "ValueError: FSDP was asked for and would not run: on CPUs accelerate takes DDP instead",
     "more-ranks": "ValueError: cannot resume on 2 ranks a run that was planned for 1: the number of ranks must divide",
     "evaluation-first-fsdp2": "ValueError: DeepSpeed and FSDP shard the model when train.. begins.*eval_on_start=True",
 }

@@ -110,7 +110,7 @@ class MixedTrainer(AMoPOMixin, Trainer):
     pass
 
 
-def make_mixed(folder: Path, engine: str, *, accumulation: int = 2) -> MixedTrainer:
+def make_mixed(folder: Path, engine: str, *, accumulation: int = 2, **changes) -> MixedTrainer:
     """Seven samples by two: with 2 x 2 micro-batches a step, one rank has four samples and the other three."""
     signs = ((1, -1), (-1, 1), (0, 1), None, (1, -1), (1, 0), (-1, -1))
     samples = [
@@ -134,6 +134,7 @@ def make_mixed(folder: Path, engine: str, *, accumulation: int = 2) -> MixedTrai
         disable_tqdm=True,
         seed=7,
         **settings_of(engine),
+        **changes,
     )
     if engine.startswith("fsdp"):
         let_fsdp_run_on_cpus()
@@ -161,7 +162,7 @@ KINDS = {
 }
 
 
-def check_gradients_of_micro_batches(trainer: AMoPOTrainer, *, sharded: bool) -> list[int]:
+def check_gradients_of_micro_batches(trainer: Trainer, *, sharded: bool) -> list[int]:
     """After every micro-batch but a step's last: FSDP2 has each gradient in pieces, or has not reduced it yet."""
     inner, seen = trainer.training_step, []
 
@@ -199,7 +200,7 @@ def run(kind: str, engine: str, directory: Path, **changes) -> None:
     else:
         trainer = make(folder, engine, **{**KINDS.get(kind, {}), **changes})
     seen = None
-    if engine.startswith("fsdp2") and kind != "mixin":
+    if engine.startswith("fsdp2"):
         seen = check_gradients_of_micro_batches(trainer, sharded=kind != "whole-gradients")
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED}") if kind.startswith("resume") else None)
     check_engine(trainer, engine)

@@ -149,6 +149,19 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
         MixedTrainer(tiny_runs.qwen2(), given, train_dataset=tiny_runs.samples(4), data_collator=PADDED, amopo=LOSS)
 
 
+@pytest.mark.parametrize("kind", ["tensor", "context", "sequence"])
+def test_parallelism_within_a_sample_is_refused(kind, tmp_path, monkeypatch):
+    name = {"tensor": "get_tp_size", "context": "get_cp_size", "sequence": "get_sp_size"}[kind]
+    monkeypatch.setattr(MixedTrainer, name, lambda self: 2)
+    with pytest.raises(ValueError, match=rf"MixedTrainer does not support {kind} parallelism \(size 2\)"):
+        make(tmp_path)
+
+
+def test_a_model_inside_data_parallel_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nn.DataParallel cannot run packed rows"):
+        make(tmp_path, model=torch.nn.DataParallel(tiny_runs.qwen2()))
+
+
 def test_what_cannot_be_right_is_refused(tmp_path):
     model, data = tiny_runs.qwen2(), tiny_runs.samples(4)
     with pytest.raises(TypeError, match="amopo must be a PreferenceLoss"):

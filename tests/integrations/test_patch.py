@@ -71,6 +71,7 @@ def test_labels_give_the_log_probs_and_gradients_of_the_models_own_logits(name):
         got = model(input_ids=ids, attention_mask=mask, labels=labels)
         (got * direction).sum().backward()
     assert got.dtype == torch.float32 and got.shape == labels.shape
+    assert got._base is None, "on a view, an in-place operation would drop FSDP2's hook without a word"
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
     assert bool((got[:, 0] == 0).all()) and bool((got[3] == 0).all())
     for n, p in model.named_parameters():
@@ -259,6 +260,24 @@ def test_log_probs_of_another_shape_are_refused():
         amopo.loss_from_logps(torch.zeros(4, 9))
     with pytest.raises(ValueError, match="rejected sequence .row 3. has no response token"):
         amopo.loss_from_logps(torch.zeros(4, 9), labels=labels, num_objectives=1, order="sample_major")
+
+
+def test_what_a_patched_model_does_not_return_is_refused():
+    """A forward that was replaced again, and a wrapper that casts."""
+    model = tiny_runs.qwen2()
+    ids, mask, labels = padded_batch()
+    packed = amopo.pack(tiny_runs.samples(2))
+    with amopo.patch(model):
+        rows = model(input_ids=packed.input_ids, position_ids=packed.position_ids, amopo_layout=packed.layout)
+    output = model(input_ids=ids, attention_mask=mask, labels=labels)
+    with pytest.raises(TypeError, match="got CausalLMOutputWithPast: is the model patched, .* use_liger_kernel"):
+        amopo.loss_from_logps(output, labels=labels, num_objectives=1)
+    with pytest.raises(TypeError, match="got CausalLMOutputWithPast: is the model patched"):
+        amopo.loss_from_logps(output, packed.layout)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(TypeError, match=rf"logps are {dtype}, .*output_dtype=None.*logps.float"):
+            amopo.loss_from_logps(rows.to(dtype), packed.layout)
+    amopo.loss_from_logps(rows.bfloat16().float(), packed.layout)
 
 
 def test_a_copy_of_a_patched_model_runs_its_own_weights():

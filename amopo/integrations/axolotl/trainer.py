@@ -18,7 +18,9 @@ from amopo.integrations.axolotl.settings import Settings
 from amopo.integrations.llamafactory.forward import label_logps, patch_logps
 from amopo.padded import sequence_rows
 from amopo.preference_loss import FusedLoss, loss_from_tokens
+from amopo.trainer.engines import check_parallelism
 from amopo.trainer.metrics import MetricSums
+from amopo.trainer.micro_batches import ReducedMicroBatches
 
 EVALUATION_STEP = 0
 
@@ -33,7 +35,7 @@ class _Size(NamedTuple):
 def trainer_class(base: type[Trainer], settings: Settings) -> type[Trainer]:
     """A subclass of axolotl's (or any) Trainer with AMoPO's loss on padded batches."""
 
-    class AMoPOAxolotlTrainer(base):
+    class AMoPOAxolotlTrainer(ReducedMicroBatches, base):
         """The trainer with AMoPO's loss; `amopo` are its settings."""
 
         amopo = settings
@@ -46,6 +48,7 @@ def trainer_class(base: type[Trainer], settings: Settings) -> type[Trainer]:
             super().__init__(model, *args, **kwargs)
             if self.args.n_gpu > 1:
                 raise ValueError("several GPUs in one process; start one process per GPU (axolotl train does so)")
+            check_parallelism(self)
             self.model_accepts_loss_kwargs = False
             self._sums = {"train": MetricSums(settings.objectives), "eval": MetricSums(settings.objectives)}
 

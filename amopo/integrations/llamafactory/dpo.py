@@ -17,6 +17,8 @@ from llamafactory.train.dpo import trainer as host
 from torch import Tensor
 
 from amopo.integrations.llamafactory.forward import label_logps, patch_logps
+from amopo.trainer.engines import check_parallelism
+from amopo.trainer.micro_batches import ReducedMicroBatches
 from amopo_kernels.segments import sequence_stats
 
 # Losses of the mean log-prob per token; the others are of the sum.
@@ -25,7 +27,7 @@ AVERAGED = ("ipo", "orpo", "simpo")
 _CustomDPOTrainer = host.CustomDPOTrainer
 
 
-class FusedDPOTrainer(_CustomDPOTrainer):
+class FusedDPOTrainer(ReducedMicroBatches, _CustomDPOTrainer):
     """`CustomDPOTrainer` whose log-probs come from the fused head."""
 
     def __init__(self, model: Any, ref_model: Any, *args: Any, **kwargs: Any) -> None:
@@ -34,6 +36,7 @@ class FusedDPOTrainer(_CustomDPOTrainer):
             if one is not None:
                 patch_logps(one)
         super().__init__(model, ref_model, *args, **kwargs)
+        check_parallelism(self)
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any], is_ref_model: bool = False) -> dict[str, Tensor]:
         """What `CustomDPOTrainer.concatenated_forward` gives, with zeros for the logits."""

@@ -16,8 +16,8 @@ LLaMA-Factory and axolotl pin, which are too old for packed rows. Kept in memory
 hidden rows `[N, H]`, and what the head keeps (`amopo.workspace_bytes`).
 
 Raises for what `amopo.head` and `amopo.head_adapters` refuse, for a call on several ranks outside of any wrapper, whose
-gradients nothing would reduce, and for a model whose logits are not what its head makes of the body's output
-(tried on 8 tokens, unless its weights are sharded or not loaded yet).
+gradients nothing would reduce, for `nn.DataParallel` around the model before or after, and for a model whose logits are
+not what its head makes of the body's output (tried on 8 tokens, unless its weights are sharded or not loaded yet).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from amopo.head import find_head, head_logps
 from amopo.head_adapters import check_adapters
 from amopo.padded import select_rows
 from amopo.trainer.forward import causal_lm, check_head
+from amopo.trainer.replaced_forward import ReplacedForward, call_on
 from amopo.trainer.wrapping import check_wrapped
 
 IGNORE_INDEX = -100
@@ -42,31 +43,18 @@ ARGUMENT = "amopo_labels"
 logger = logging.getLogger(__name__)
 
 
-class LogpsForward:
+class LogpsForward(ReplacedForward):
     """The handle of a replaced forward."""
 
-    def __init__(self, owner: nn.Module, previous: Callable | None, forward: Callable) -> None:
-        self.owner = owner
-        self._previous = previous
-        self._installed: Callable | None = forward
-        owner.forward = forward
-        owner._amopo_logps = self
+    replaced_by = "patch_logps"
 
-    def remove(self) -> None:
-        """Restore the forward that was there before; a second call does nothing."""
-        if self._installed is None:
-            return
-        if self.owner.__dict__.get("forward") is not self._installed:
-            raise RuntimeError(
-                f"the forward of {type(self.owner).__name__} was replaced again after patch_logps (by accelerate's "
-                "mixed precision, for example); remove that first"
-            )
-        if self._previous is None:
-            del self.owner.forward
-        else:
-            self.owner.forward = self._previous
+    def install(self, forward: Callable) -> None:
+        """Put `forward` on the instance."""
+        super().install(forward)
+        self.owner._amopo_logps = self
+
+    def _removed(self) -> None:
         del self.owner._amopo_logps
-        self._installed = None
 
 
 def patch_logps(model: nn.Module) -> LogpsForward:
@@ -89,7 +77,9 @@ def patch_logps(model: nn.Module) -> LogpsForward:
                 raise ValueError(f"a call with {ARGUMENT} takes keyword arguments only")
             return _logps_forward(self, amopo_labels, kwargs)
         # Looked up through the instance, not captured: copies of the model then run their own weights.
-        return type(self).forward(self, *args, **kwargs) if previous is None else previous(*args, **kwargs)
+        if previous is None:
+            return type(self).forward(self, *args, **kwargs)
+        return call_on(self, previous, owner, args, kwargs)
 
     # The signature by hand: functools.wraps would set __wrapped__, through which accelerate would drop this function.
     original = previous or types.MethodType(type(owner).forward, owner)
@@ -97,7 +87,9 @@ def patch_logps(model: nn.Module) -> LogpsForward:
     signature = inspect.signature(original)
     forward.__signature__ = signature.replace(parameters=[receiver, *signature.parameters.values()])  # type: ignore[attr-defined]
     forward.__doc__ = original.__doc__
-    return LogpsForward(owner, previous, types.MethodType(forward, owner))
+    handle = LogpsForward(owner)
+    handle.install(types.MethodType(forward, owner))
+    return handle
 
 
 def label_logps(model: nn.Module, batch: Mapping[str, Any], labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("axolotl.core.trainers.base", reason="axolotl is not installed here; run make test-axolotl")
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from axolotl.core.trainers.base import AxolotlTrainer  # noqa: E402
 from axolotl.core.training_args import AxolotlTrainingArguments  # noqa: E402
 from axolotl.integrations.base import BasePlugin, PluginManager, load_plugin  # noqa: E402
@@ -203,6 +204,36 @@ def test_accumulated_micro_batches_give_the_step_of_one_batch(cfg, tokenizer, tm
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-6), name
     assert max((weights[0][n] - start[n]).abs().max() for n in start) > 1e-4
+
+
+class Recorder(torch.nn.Module):
+    """A model as FSDP2 leaves it, as far as the switch of its reductions goes."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def set_requires_gradient_sync(self, value):
+        self.seen.append(value)
+
+
+def test_gradients_are_reduced_in_every_micro_batch_under_fsdp2(cfg, tokenizer, tmp_path, monkeypatch):
+    """transformers has told FSDP2 not to, by the time it calls `training_step`."""
+    train, _ = tokenized_rows(cfg, tokenizer)
+    trainer = make_trainer(tokenizer, tmp_path, train[:4])
+    monkeypatch.setattr(transformers.Trainer, "training_step", lambda self, model, inputs: model.seen.append("run"))
+    for is_enabled, expected in ((True, [True, "run"]), (False, ["run"])):
+        trainer.is_fsdp_enabled = is_enabled
+        model = Recorder([])
+        trainer.training_step(model, {})
+        assert model.seen == expected
+
+
+def test_another_engine_than_one_of_data_parallelism_is_refused(cfg, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.Trainer, "get_tp_size", lambda self: 2)
+    train, _ = tokenized_rows(cfg, tokenizer)
+    with pytest.raises(ValueError, match=r"does not support tensor parallelism \(size 2\); use data parallelism"):
+        make_trainer(tokenizer, tmp_path, train[:4])
 
 
 def test_the_example_names_this_plugin():

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("llamafactory.hparams", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
 
+import transformers  # noqa: E402
 from llamafactory.hparams import FinetuningArguments  # noqa: E402
 
 from amopo.integrations.llamafactory.dpo import FusedDPOTrainer, _CustomDPOTrainer  # noqa: E402
@@ -113,9 +114,42 @@ def test_plain_calls_and_generation_are_untouched(make_model, make_batch):
     assert torch.equal(model(input_ids=batch["input_ids"]).logits, before)
     assert model.generate(batch["input_ids"][:1], max_new_tokens=2, do_sample=False).shape[1] == 15
     assert patch_logps(model) is handle
+    with pytest.raises(ValueError, match="nn.DataParallel cannot replicate a patched model"):
+        model._replicate_for_data_parallel()  # as torch.nn.parallel.replicate does
     handle.remove()
     assert "forward" not in model.__dict__
     handle.remove()
+    assert model._replicate_for_data_parallel() is not model
+
+
+class Recorder(torch.nn.Module):
+    """A model as FSDP2 leaves it, as far as the switch of its reductions goes."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def set_requires_gradient_sync(self, value):
+        self.seen.append(value)
+
+
+@pytest.mark.parametrize("given, expected", [({}, [True]), ({"sync_each_batch": False}, [])])
+def test_gradients_are_reduced_in_every_micro_batch_under_fsdp2(make_trainer, given, expected, monkeypatch):
+    """transformers has told FSDP2 not to, by the time it calls `training_step`."""
+    trainer = make_trainer(FusedDPOTrainer, FinetuningArguments(stage="dpo", pref_loss="simpo"))
+    trainer.args.accelerator_config.gradient_accumulation_kwargs = given
+    monkeypatch.setattr(transformers.Trainer, "training_step", lambda self, model, inputs: model.seen.append("run"))
+    for is_enabled, switched in ((True, expected), (False, [])):
+        trainer.is_fsdp_enabled = is_enabled
+        model = Recorder([])
+        trainer.training_step(model, {})
+        assert model.seen == [*switched, "run"]
+
+
+def test_another_engine_than_one_of_data_parallelism_is_refused(make_trainer, monkeypatch):
+    monkeypatch.setattr(FusedDPOTrainer, "get_sp_size", lambda self: 2)
+    with pytest.raises(ValueError, match=r"FusedDPOTrainer does not support sequence parallelism \(size 2\)"):
+        make_trainer(FusedDPOTrainer, FinetuningArguments(stage="dpo", pref_loss="simpo"))
 
 
 def test_a_copy_of_a_patched_model_runs_its_own_weights(make_model, make_batch):
