@@ -35,7 +35,7 @@ def wrap(model: nn.Module, *, engine: str, mesh: Any, precision: str) -> Wrapped
     if engine == "fsdp2":
         from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
-        _shard(model, mesh, precision)
+        shard(model, mesh, precision)
         optimizer = _optimizer(model)
         return Wrapped(model, optimizer, FSDPMemTracker(model, optimizer))
 
@@ -76,7 +76,7 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
 
 
-def _shard(model: nn.Module, mesh: Any, precision: str) -> None:
+def shard(model: nn.Module, mesh: Any, precision: str) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     half = torch.bfloat16 if precision == "mixed" else None
