@@ -91,6 +91,8 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         return Traffic(gathered.get(point, 0), waits)
     head_gradient = c * parts.head
     reduced = c * share(parts.embedding, settings) if numbers.gradient != c else 0  # this rank's, before it is stored
+    if settings.offload == "all":  # and stored, on its way to the host
+        reduced += numbers.gradient * share(parts.embedding, settings)
     gathered = {
         "entering layers": table + max(table, 2 * layer),
         "layer forward": 2 * layer,

@@ -2,8 +2,8 @@
 
 A meter has `live()`, the bytes held now, and `peak()`, the most since `restart()`. `CudaMeter` reads the caching
 allocator (`memory_allocated`, `max_memory_allocated`): all tensors of the process on that device. `TensorMeter` counts
-storages that `see(result)` is shown and those of `start(tensors)`, from creation to release, and `hold(storage)` after a
-change of its size.
+storages that `see(result)` is shown and those of `start(tensors)`, from creation to release, with the size that they
+had at the last `see` or `hold(storage)`. Of a DTensor the tensor inside counts.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class Points:
             points = [self._point("head reduced", at_final_norm, whole=waiting)]
         else:
             points = [self._point("final norm", at_final_norm, finished=after_head, beside=waits)]
-        # The head's operator has returned: what it saved is gone, and the gradient of its weight is not yet where it goes.
+        # The head's operator has returned: its weight's gradient is not yet added or reduced, its weight not given up.
         at_head = self._kept_by_layers + self.final_norm + row.rows * numbers.compute * shape.hidden
         points.append(self._point("head backward", at_head, whole=self._head_gradient))
         if self.settings.engine == "fsdp2" and not self.frozen_head and not shape.tied:

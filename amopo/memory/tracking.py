@@ -94,7 +94,9 @@ class MemoryTrack(TorchDispatchMode):
             optimizer = self._given[1]
             if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
                 undo.enter_context(_replaced(optimizer, "step", self._whole_step(optimizer.step)))
-            undo.enter_context(_replaced(torch.UntypedStorage, "resize_", self._seen_resize(torch.UntypedStorage.resize_)))
+            undo.enter_context(
+                _replaced(torch.UntypedStorage, "resize_", self._seen_resize(torch.UntypedStorage.resize_))
+            )
             _ACTIVE.append(self)
             undo.callback(_ACTIVE.remove, self)
             super().__enter__()
@@ -109,7 +111,9 @@ class MemoryTrack(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._is_idle and torch.is_grad_enabled() and _any_is_trained(args, kwargs):
             self._begin_forward()
-        if any(hasattr(kind, "__tensor_flatten__") for kind in types):  # a DTensor: what it does inside comes here again
+        if any(
+            hasattr(kind, "__tensor_flatten__") for kind in types
+        ):  # a DTensor: what it does inside comes here again
             return NotImplemented
         for tracker in _ACTIVE:  # an operator of the head is seen by the innermost tracker alone
             tracker._at_operator(func)

@@ -5,10 +5,12 @@
 attention", "layer 0 end" of its backward, and "embedding".
 
 Every module with weights of its own fetches them before it runs and gives them up afterwards
-(`PartitionedParameterCoordinator` in deepspeed/runtime/zero/partitioned_param_coordinator.py), with three exceptions:
+(`PartitionedParameterCoordinator` in deepspeed/runtime/zero/partitioned_param_coordinator.py), with these exceptions:
 
 - weights of at most `stage3_param_persistence_threshold` numbers stay gathered for ever (`mark_persistent_parameters`);
 - weights that are used again before `stage3_max_reuse_distance` numbers have gone by stay (`__params_to_release`);
+- a module that looks at another's weight holds it for as long as it runs: peft's layer does so with its first adapter;
+- what has no trained weights below it is not asked for gradients, and is then not fetched in the backward;
 - after each fetch the weights that come next are fetched too, until `stage3_prefetch_bucket_size` numbers are under
   way or `stage3_max_live_parameters` are there (`_fetch_sub_module_impl`). Those that are fetched together stand twice
   from the first use to the last: in the buffer of the collective and on their own (`AllGatherCoalescedHandle.wait` in

@@ -3,7 +3,7 @@
 `torchrun ... rank_memory.py FOLDER RUN...`; a run is one of `rank_memory_cases`.
 
 On a CPU what is offloaded lands in the same memory. The tensors that would stand on the host are told apart by where
-the engine keeps them, and their bytes are taken off what the tracker measures.
+the engine keeps them: peaks and what is live are without them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from amopo.memory.profile import build
 from amopo.packing import pack
 from amopo.trainer.forward import patch_forward
 
-STEPS = 6  # equal from the engine's `first` on, but for copies that gloo's threads give up late: they only add
 # Kinds that offloading puts on the host.
 HOST = {"none": (), "optimizer": ("gradients", "optimizer", "fp32 gradients")}
 HOST["all"] = (*HOST["optimizer"], "parameters")
@@ -54,10 +53,14 @@ def run(name: str) -> dict[str, Any]:
     model = build(case.shape, settings, torch.device("cpu"))
     patch_forward(model)
     batch = pack(samples_of(case.sample), sharing=case.sample.sharing)
+    engine = engine_of(case)(model, case, offload)
     with track(model) as loading:
-        engine = engine_of(case)(model, case, offload)
-    with track(*engine.watched) as memory:
-        for step in range(STEPS):
+        engine.start()
+        loaded = loading.meter.live()
+    memory = track(*engine.watched)
+    with engine.told_apart(memory):
+        # Equal from the engine's `first` on, but for copies that gloo's threads give up late: they only add.
+        for step in range(engine.steps):
             for micro in range(case.accumulation):
                 with engine.micro_batch(is_last=micro == case.accumulation - 1):
                     with torch.autocast("cpu", torch.bfloat16, enabled=case.engine == "ddp"):
@@ -75,7 +78,16 @@ def run(name: str) -> dict[str, Any]:
             del held
             engine.step()
     peaks = {phase: min(step[phase] for step in memory.steps[engine.first - 1 :]) for phase in memory.steps[-1]}
-    result = {"peaks": {"load": loading.meter.peak(), **peaks}, "states": found, "live": live, **engine.facts()}
+    if not engine.is_told_apart:
+        peaks = {phase: peak - found["host"] for phase, peak in peaks.items()}
+        live -= found["host"]
+    # Each rank builds the whole model here: where more of that goes than the engine makes, what is left is the load.
+    # What ZeRO-3 makes with adapters, and gives up again, is then not to be seen.
+    if case.engine == "fsdp2" or (case.engine == "ddp" and case.lora is not None):
+        peaks["load"] = loaded
+    elif case.lora is None:
+        peaks["load"] = loading.meter.peak()
+    result = {"peaks": peaks, "states": found, "live": live, **engine.facts()}
     engine.end()
     return result
 

@@ -17,13 +17,21 @@ def start() -> None:
 
 class Zero3:
     first = 3  # DeepSpeed records the order of the modules in the second step, and fetches ahead in the third
+    steps = 6
+
+    is_told_apart = False  # copies to the host and back are none on a CPU
 
     def __init__(self, model: nn.Module, case: Case, offload: str) -> None:
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self.model, self.config = model, deepspeed_config(case, offload)
+
+    def start(self) -> None:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         self.called, *_ = deepspeed.initialize(
-            model=model, optimizer=torch.optim.AdamW(trained, lr=1e-6, fused=True),
-            config=deepspeed_config(case, offload),
-        )  # fmt: skip
+            model=self.model, optimizer=torch.optim.AdamW(trained, lr=1e-6, fused=True), config=self.config
+        )
+
+    def told_apart(self, memory: Any) -> contextlib.AbstractContextManager:
+        return memory
 
     @property
     def watched(self) -> tuple[nn.Module, Any]:
