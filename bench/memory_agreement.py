@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 
+from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.plan import Plan, make_plan
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN, ModelShape, with_layers
+from amopo.memory.shapes import ModelShape, with_layers
 from bench.common import machine
 from bench.common.markers import between, not_of_today
 from bench.common.results import Recorder, load

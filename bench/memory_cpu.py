@@ -1,9 +1,9 @@
 """Plan against real steps on a CPU: results for bench/results/memory/cpu.json, and the tables of docs/memory.md.
 
-    python -m bench.memory_cpu             measure the model of 94 million parameters and the sharing rows (a minute)
-    python -m bench.memory_cpu --zero      measure ZeRO-3 on two ranks (needs deepspeed)
-    python -m bench.memory_cpu --replan    nothing is measured; the plans and the tables are made again
-    python -m bench.memory_cpu --check     fails if plans or the document are not those of today
+    python -m bench.memory_cpu                measure the model of 94 million parameters and the sharing rows (a minute)
+    python -m bench.memory_cpu --ranks torch  measure DDP and FSDP2 on two ranks; --ranks zero3 needs deepspeed
+    python -m bench.memory_cpu --replan       nothing is measured; the plans and the tables are made again
+    python -m bench.memory_cpu --check        fails if plans or the document are not those of today
 
 Every profile is `amopo memory profile --json` in a process of its own, so that the resident set is its own too.
 """
@@ -22,14 +22,13 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import torch
 
-from amopo.memory import zero3
-from amopo.memory.plan import Plan, make_plan
+from amopo.memory.known_shapes import BUILT_IN
+from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN, ModelShape
+from amopo.memory.shapes import ModelShape
 from amopo.memory.workload import row_of
 from bench.common import machine
 from bench.common.markers import between, not_of_today
@@ -52,16 +51,35 @@ MODELS = {
         BUILT_IN["Qwen2.5-7B"], layers=4, hidden=320, intermediate=1024, heads=5, kv_heads=1, head_dim=64, vocab=4096
     ),
 }
-ZERO = (
-    ("13.2M parameters, 88 tokens", "parameters", "none"),
-    ("the same", "parameters", "optimizer"),
-    ("the same", "parameters", "all"),
-    ("the same, limits of 0.3M gathered numbers", "parameters-short", "none"),
-    ("the same, checkpointing, limits of 3M", "parameters-checkpointed", "none"),
-    ("tied, 10.0M", "parameters-tied", "none"),
-    ("3.7M parameters, 2048 tokens", "activations", "none"),
-    ("the same, checkpointing", "activations-checkpointed", "none"),
-)
+RANKS = {
+    "zero3": (
+        ("13.2M parameters, 88 tokens", "parameters:none"),
+        ("the same", "parameters:optimizer"),
+        ("the same", "parameters:all"),
+        ("the same, limits of 0.3M gathered numbers", "parameters-short:none"),
+        ("the same, checkpointing, limits of 3M", "parameters-checkpointed:none"),
+        ("the same, 2 micro-batches", "parameters-twice:optimizer"),
+        ("tied, 10.0M", "parameters-tied:none"),
+        ("13.2M parameters, 88 tokens, LoRA 16", "adapters:none"),
+        ("the same", "adapters:all"),
+        ("the same, limits of 0.3M gathered numbers", "adapters-short:none"),
+        ("3.7M parameters, 2048 tokens", "activations:none"),
+        ("the same, checkpointing", "activations-checkpointed:none"),
+        ("the same, LoRA 64, 2 micro-batches", "adapters-twice:none"),
+    ),
+    "torch": (
+        ("ddp, 13.2M parameters, 88 tokens, 2 micro-batches", "ddp-twice:none"),
+        ("ddp, 3.7M, 2048 tokens, checkpointing, LoRA 64, 2 micro-batches", "ddp-adapters-twice:none"),
+        ("fsdp2, 13.2M, 88 tokens", "fsdp2:none"),
+        ("the same", "fsdp2:all"),
+        ("the same, 2 micro-batches", "fsdp2-twice:none"),
+        ("the same, 2 micro-batches", "fsdp2-twice:all"),
+        ("fsdp2, tied, 10.0M, 2 micro-batches", "fsdp2-tied-twice:none"),
+        ("the same", "fsdp2-tied-twice:all"),
+        ("fsdp2, 3.7M, 2048 tokens, checkpointing, LoRA 64, 2 micro-batches", "fsdp2-adapters-twice:none"),
+        ("the same", "fsdp2-adapters-twice:all"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,50 +136,46 @@ SHARING = tuple(
 
 
 @cache
-def _zero_cases() -> ModuleType:
-    """The models and rows that the test of ZeRO-3 runs."""
-    spec = importlib.util.spec_from_file_location("zero_memory_cases", WORKERS / "zero_memory_cases.py")
-    module = importlib.util.module_from_spec(spec)
+def _rank_cases() -> ModuleType:
+    """The models and rows that the tests of real ranks run."""
+    spec = importlib.util.spec_from_file_location("rank_memory_cases", WORKERS / "rank_memory_cases.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def plan_zero(name: str, offload: str) -> dict[str, int]:
-    cases = _zero_cases()
-    shape, sample, checkpointing, limits = cases.CASES[name]
-    limits = limits or zero3.MAX_LIVE
-    with mock.patch.multiple(zero3, MAX_LIVE=limits, MAX_REUSE=limits):
-        plan: Plan = make_plan(shape, sample, cases.settings_of(offload, checkpointing), observed=True)
+def plan_ranks(run: str) -> dict[str, int]:
+    plan = _rank_cases().plan_of(run)
     return {**{phase: plan.total(phase) for phase in PHASES}, "host": plan.host}
 
 
-def measure_zero() -> dict[tuple[str, str], dict[str, int]]:
-    """Bytes on the device and on the host, the larger of the two ranks'."""
-    runs = [f"{name}:{offload}" for _, name, offload in ZERO]
+def measure_ranks(name: str) -> dict[str, dict[str, int]]:
+    """Of the rows of a table: bytes on the device and on the host, the larger of the two ranks', by run."""
+    runs = [run for _, run in RANKS[name]]
     paths = [str(WORKERS), str(ROOT), str(ROOT / "kernels")]
     here = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += [str(WORKERS / "zero_memory.py"), folder, *runs]
+        command += [str(WORKERS / "rank_memory.py"), folder, *runs]
         subprocess.run(command, check=True, env={**os.environ, **here}, timeout=600, stdout=subprocess.DEVNULL)
         found = {}
-        for _, name, offload in ZERO:
-            ranks = [json.loads((Path(folder) / f"{name}-{offload}-{rank}.json").read_text()) for rank in range(2)]
-            held = [{phase: rank["peaks"][phase] - rank["states"]["host"] for phase in PHASES} for rank in ranks]
-            most = {phase: max(rank[phase] for rank in held) for phase in PHASES}
-            found[name, offload] = {**most, "host": max(rank["states"]["host"] for rank in ranks)}
+        for run in runs:
+            files = [Path(folder) / f"{run.replace(':', '-')}-{rank}.json" for rank in range(2)]
+            ranks = [json.loads(file.read_text()) for file in files]
+            most = {phase: max(rank["peaks"][phase] for rank in ranks) for phase in PHASES}
+            found[run] = {**most, "host": max(rank["states"]["host"] for rank in ranks)}
     return found
 
 
-def run(*, zero: bool) -> None:
+def run(*, ranks: str | None) -> None:
     described = {
         "machine": machine.describe(torch.device("cpu")), "versions": machine.versions(),
-        "command": "python -m bench.memory_cpu" + (" --zero" if zero else ""), "date": machine.today(),
+        "command": "python -m bench.memory_cpu" + (f" --ranks {ranks}" if ranks else ""), "date": machine.today(),
     }  # fmt: skip
     recorder = Recorder(RESULT.parent.parent, RESULT.parent.name, described)
-    if zero:
-        for (name, offload), measured in measure_zero().items():
-            recorder.put(QUESTION, {"zero3": name, "offload": offload}, stats={"measured": measured})
+    if ranks:
+        for name, measured in measure_ranks(ranks).items():
+            recorder.put(QUESTION, {"run": name}, stats={"measured": measured})
         return
     for case in (*HUNDRED, *SHARING):
         recorder.put(QUESTION, dataclasses.asdict(case), stats=case.measure())
@@ -171,14 +185,14 @@ def replanned(data: dict) -> dict:
     """The result with the plans of today."""
 
     def planned(key: dict) -> dict[str, int]:
-        return plan_zero(key["zero3"], key["offload"]) if "zero3" in key else Case(**key).plan()
+        return plan_ranks(key["run"]) if "run" in key else Case(**key).plan()
 
     records = [{**old, "stats": {**old["stats"], "planned": planned(old["key"])}} for old in data["records"]]
     return {**data, "records": records}
 
 
 def tables(data: dict) -> dict[str, str]:
-    """Markdown by name; of ZeRO-3 only where it was measured."""
+    """Markdown by name; of real ranks only where they were measured."""
     found = {json.dumps(record["key"], sort_keys=True): record["stats"] for record in data["records"]}
 
     def stats_of(key: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -214,16 +228,18 @@ def tables(data: dict) -> dict[str, str]:
     made["sharing"] = table(
         ["sharing", "checkpointing", "measured MiB", "planned MiB", "difference", "furthest"], lines
     )
-    if not any("zero3" in record["key"] for record in data["records"]):
+    if not any("run" in record["key"] for record in data["records"]):
         return made
-    lines = []
-    for words, name, offload in ZERO:
-        stats = stats_of({"zero3": name, "offload": offload})
-        pairs = [
-            f"{stats['measured'][phase] / MIB:.1f} / {stats['planned'][phase] / MIB:.1f}" for phase in ("host", *PHASES)
-        ]
-        lines.append([words, offload, "-" if offload == "none" else pairs[0], *pairs[1:]])
-    made["zero3"] = table(["model", "offload", "host memory", *PHASES], lines)
+    for name, rows in RANKS.items():
+        lines = []
+        for words, run in rows:
+            stats, offload = stats_of({"run": run}), run.split(":")[1]
+            pairs = [
+                f"{stats['measured'][phase] / MIB:.1f} / {stats['planned'][phase] / MIB:.1f}"
+                for phase in ("host", *PHASES)
+            ]
+            lines.append([words, offload, "-" if offload == "none" else pairs[0], *pairs[1:]])
+        made[name] = table(["model", "offload", "host memory", *PHASES], lines)
     return made
 
 
@@ -251,7 +267,9 @@ def check(result: Path, document: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory_cpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--zero", action="store_true", help="measure ZeRO-3 on two ranks; needs deepspeed")
+    parser.add_argument(
+        "--ranks", choices=RANKS, help="measure on two ranks: torch's engines, or zero3, which needs deepspeed"
+    )
     parser.add_argument("--replan", action="store_true", help="measure nothing; make the plans and the tables again")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if something is not of today")
     options = parser.parse_args(arguments)
@@ -260,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(wrong) or "as today", file=sys.stderr if wrong else sys.stdout)
         return int(bool(wrong))
     if not options.replan:
-        run(zero=options.zero)
+        run(ranks=options.ranks)
     data = replanned(load(RESULT))
     RESULT.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     text = DOCUMENT.read_text(encoding="utf-8")

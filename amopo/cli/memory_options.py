@@ -13,8 +13,9 @@ from typing import Any
 from amopo.cli.errors import UsageError
 from amopo.cli.options import Option, Settings
 from amopo.memory.configs import counted_parameters
+from amopo.memory.known_shapes import BUILT_IN, read_config, shape_of
 from amopo.memory.settings import ENGINES, OFFLOADS, OPTIMIZERS, RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN, ModelShape, read_config, shape_of
+from amopo.memory.shapes import ModelShape
 from amopo.memory.workload import fill
 from amopo.packing.trie import SHARING
 

@@ -7,6 +7,7 @@ reduce-scatter reads, which lives until the next unit's. l a decoder layer, t th
 | point | ddp | fsdp2 | fsdp2, tied weights r |
 |---|---|---|---|
 | entering the first layer | - | A_e + max(U_e, U_l + A_l) | U_r + A_r + U_l + A_l |
+| entering a later layer | - | A_l + U_l + A_l | U_r + A_l + U_l + A_l |
 | layer, forward | - | U_l + A_l | U_r + U_l + A_l |
 | entering the head | - | A_l + U_t + A_t | U_r + A_l |
 | head, forward | - | U_t + A_t | U_r + A_l |
@@ -17,6 +18,7 @@ reduce-scatter reads, which lives until the next unit's. l a decoder layer, t th
 | a layer between, backward | - | U_l + A_l + R_l | U_r + G_r + U_l + A_l + R_l |
 | first layer, backward | - | U_l + A_e + R_l | U_r + G_r + U_l + R_l |
 | embedding, backward | - | max(U_e + R_l, R_e) | U_r + R_l |
+| embedding, reduced | - | R_e, and this rank's part | - |
 
 The gradients that are being made at a point stand beside it: G_t of the head, those of a layer as far as its backward
 has come, G_e of the embedding (`plan`).
@@ -24,7 +26,9 @@ has come, G_e of the embedding (`plan`).
 DDP holds buckets of the size of all gradients from its construction to the end; gradients stand beside them
 (`gradient_as_bucket_view=False`).
 
-Order and lifetimes of fsdp2: torch/distributed/fsdp/_fully_shard.
+Order and lifetimes of fsdp2: torch/distributed/fsdp/_fully_shard. The last gradient of a unit, and so the only one of
+head and embedding, stands until its reduction is over (a loop's variable in `foreach_reduce`); the all-gather buffer of
+the unit before stands until this one's copies are made (a variable in `wait_for_unshard`).
 
 zero3 (deepspeed/runtime/zero): the weights that `zero3.gathered` counts, and the bucket of the reduction, H^2 numbers,
 which lives from the beginning to the end (`_setup_for_real_optimizer` in stage3.py). In the backward the gradients of
@@ -72,6 +76,7 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         gathered = {
             "entering layers": 2 * layer + 2 * table,
             "layer forward": 2 * layer + table,
+            "layer begins": 3 * layer + table,
             "entering head": layer + table,
             "head forward": layer + table,
             "head backward": layer + table,
@@ -85,10 +90,13 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         waits = table_gradient if point.endswith("layer") or point == "final norm" else 0  # reduced at the end
         return Traffic(gathered.get(point, 0), waits)
     head_gradient = c * parts.head
-    reduced = c * share(parts.head, settings) if numbers.gradient != c else 0  # this rank's, before it is stored
+    reduced = c * share(parts.embedding, settings) if numbers.gradient != c else 0  # this rank's, before it is stored
+    if settings.offload == "all":  # and stored, on its way to the host
+        reduced += numbers.gradient * share(parts.embedding, settings)
     gathered = {
         "entering layers": table + max(table, 2 * layer),
         "layer forward": 2 * layer,
+        "layer begins": 3 * layer,
         "entering head": layer + 2 * table,
         "head forward": 2 * table,
         "head backward": table + layer,
@@ -99,6 +107,7 @@ def traffic(point: str, shape: ModelShape, parts: Parts, numbers: Numbers, setti
         "lower layer": 2 * layer + layer_gradient,
         "first layer": layer + table + (layer_gradient if several else head_gradient),
         "embedding": max(table + layer_gradient, table_gradient),
+        "embedding reduced": table_gradient + reduced,
     }
     return Traffic(gathered.get(point, 0), 0)
 

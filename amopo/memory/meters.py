@@ -2,7 +2,8 @@
 
 A meter has `live()`, the bytes held now, and `peak()`, the most since `restart()`. `CudaMeter` reads the caching
 allocator (`memory_allocated`, `max_memory_allocated`): all tensors of the process on that device. `TensorMeter` counts
-storages that `see(result)` is shown and those of `start(tensors)`, from creation to release.
+storages that `see(result)` is shown and those of `start(tensors)`, from creation to release, with the size that they
+had at the last `see` or `hold(storage)`. Of a DTensor the tensor inside counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 
@@ -20,6 +22,8 @@ class Meter(Protocol):
     def start(self, tensors: Iterable[Tensor]) -> None: ...
 
     def see(self, result: Any) -> None: ...
+
+    def hold(self, storage: torch.UntypedStorage) -> None: ...
 
     def live(self) -> int: ...
 
@@ -39,6 +43,9 @@ class CudaMeter:
         """The allocator knows of them."""
 
     def see(self, result: Any) -> None:
+        """The allocator has seen it."""
+
+    def hold(self, storage: torch.UntypedStorage) -> None:
         """The allocator has seen it."""
 
     def live(self) -> int:
@@ -80,9 +87,17 @@ class TensorMeter:
                 self._count(part)
 
     def _count(self, tensor: Tensor) -> None:
-        if tensor.device != self.device and tensor.device.type != self.device.type:
+        if is_traceable_wrapper_subclass(tensor):  # a DTensor: its own storage has the size of the whole, and no memory
+            for name in tensor.__tensor_flatten__()[0]:
+                if isinstance(part := getattr(tensor, name), Tensor):
+                    self._count(part)
             return
-        storage = tensor.untyped_storage()
+        self.hold(tensor.untyped_storage())
+
+    def hold(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage, or the size that it has now."""
+        if storage.device.type != self.device.type:
+            return
         # A storage object lives as long as its memory; its address serves again only after it is gone.
         key, size = storage._cdata, storage.nbytes()
         known = self._sizes.get(key)

@@ -35,7 +35,7 @@ def wrap(model: nn.Module, *, engine: str, mesh: Any, precision: str) -> Wrapped
     if engine == "fsdp2":
         from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
-        _shard(model, mesh, precision)
+        shard(model, mesh, precision)
         optimizer = _optimizer(model)
         return Wrapped(model, optimizer, FSDPMemTracker(model, optimizer))
 
@@ -76,12 +76,15 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
 
 
-def _shard(model: nn.Module, mesh: Any, precision: str) -> None:
+def shard(model: nn.Module, mesh: Any, precision: str, *, offload: Any = None) -> None:
+    """FSDP2 over the units that are named above. offload: an `OffloadPolicy`."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     half = torch.bfloat16 if precision == "mixed" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
+    if offload is not None:
+        options["offload_policy"] = offload
     head = find_head(model)
     layers = next(module for module in head.body.modules() if isinstance(module, nn.ModuleList))
     for layer in layers:

@@ -94,6 +94,9 @@ class MemoryTrack(TorchDispatchMode):
             optimizer = self._given[1]
             if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
                 undo.enter_context(_replaced(optimizer, "step", self._whole_step(optimizer.step)))
+            undo.enter_context(
+                _replaced(torch.UntypedStorage, "resize_", self._seen_resize(torch.UntypedStorage.resize_))
+            )
             _ACTIVE.append(self)
             undo.callback(_ACTIVE.remove, self)
             super().__enter__()
@@ -108,6 +111,10 @@ class MemoryTrack(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._is_idle and torch.is_grad_enabled() and _any_is_trained(args, kwargs):
             self._begin_forward()
+        if any(
+            hasattr(kind, "__tensor_flatten__") for kind in types
+        ):  # a DTensor: what it does inside comes here again
+            return NotImplemented
         for tracker in _ACTIVE:  # an operator of the head is seen by the innermost tracker alone
             tracker._at_operator(func)
         implementation = self._inside.get(func) if isinstance(self.meter, TensorMeter) else None
@@ -186,6 +193,16 @@ class MemoryTrack(TorchDispatchMode):
                 self._end_step()
 
         return watched
+
+    def _seen_resize(self, resize: Callable[..., Any]) -> Callable[..., Any]:
+        """FSDP frees gathered weights by giving their storage no size, which is no operation."""
+
+        def seen(storage: torch.UntypedStorage, *args: Any) -> Any:
+            result = resize(storage, *args)
+            self.meter.hold(storage)
+            return result
+
+        return seen
 
     # what is noted ---------------------------------------------------------------------------------------------------
 

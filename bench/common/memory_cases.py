@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.methods import plan_method
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN, ModelShape
+from amopo.memory.shapes import ModelShape
 from amopo.memory.workload import fill
 
 GIB = 1 << 30

@@ -11,6 +11,7 @@ from bench.common.results import load
 from bench.memory_cpu import DOCUMENT, PHASES, RESULT, check, document_with, tables
 
 ALLOWED = 0.10
+SMALL = 64 << 10  # positions and row indices, which are all that stands where everything is offloaded
 BLOCK = 8 << 20  # the head's plan holds fp32 copies of a block of logits on a CPU in bf16, which C++ goes without
 
 
@@ -27,14 +28,18 @@ def test_every_phase_that_was_measured_is_within_what_is_promised(result):
     for record in result["records"]:
         measured, planned = record["stats"]["measured"], record["stats"]["planned"]
         for phase in PHASES:
-            room = BLOCK if phase == "head" and "zero3" in record["key"] else 0
-            assert measured[phase] * (1 - ALLOWED) <= planned[phase], (phase, record["key"])
+            room = BLOCK if phase == "head" and "run" in record["key"] else 0
+            assert measured[phase] * (1 - ALLOWED) <= planned[phase] + SMALL, (phase, record["key"])
             assert planned[phase] <= measured[phase] * (1 + ALLOWED) + room, (phase, record["key"])
 
 
 def test_every_row_of_the_document_was_measured(result):
     made = tables(result)
-    rows = {"94M": len(PHASES), "sharing": len(memory_cpu.SHARING), "zero3": len(memory_cpu.ZERO)}
+    rows = {
+        "94M": len(PHASES),
+        "sharing": len(memory_cpu.SHARING),
+        **{name: len(rows) for name, rows in memory_cpu.RANKS.items()},
+    }
     assert {name: text.count("\n") - 1 for name, text in made.items()} == rows
 
 

@@ -15,9 +15,9 @@ from amopo.fused_loss import loss_from_logps
 from amopo.memory import track
 from amopo.memory.checkpointing import enable_checkpointing
 from amopo.memory.configs import config_of, samples_of
+from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.plan import plan_row
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN
 from amopo.memory.workload import row_of
 from amopo.packing import pack
 from amopo.trainer.forward import patch_forward

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("torch")
 
 from amopo.memory.advice import changes, largest_samples, smallest_cluster
+from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.methods import METHODS, plan_method
 from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN
 from amopo.memory.workload import fill, padded, row_of
 from amopo.packing.sdpa import kept_mask
 

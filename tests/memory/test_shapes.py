@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from amopo.memory.shapes import BUILT_IN, FAMILIES, shape_from_config, shape_of
+from amopo.memory.known_shapes import BUILT_IN, shape_of
+from amopo.memory.shapes import FAMILIES, shape_from_config
 
 # as the publishers' checkpoints state them; a tied weight counts once
 PUBLISHED = {

@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("transformers")
 
 from amopo.memory.configs import config_of, samples_of
+from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN, ModelShape
+from amopo.memory.shapes import ModelShape
 from amopo.packing import pack
 
 SAMPLE = SampleShape(objectives=2, prompt=96, template=8, chosen=64, rejected=48)

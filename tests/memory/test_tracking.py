@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from amopo.memory import track
+from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN
 
 MIB = 1 << 20
 SAMPLE = SampleShape(objectives=2, prompt=40, template=8, chosen=48, rejected=32, samples=4)
@@ -44,6 +44,41 @@ def test_what_is_released_is_not_counted():
         for _ in range(4):
             torch.zeros(MIB // 4)
     assert memory.meter.live() == 0 and memory.meter.peak() == MIB
+
+
+def test_a_storage_that_is_given_another_size_counts_as_that():
+    """As FSDP does with gathered weights; nothing else sees it."""
+    gathered = torch.zeros(MIB // 4)
+    resize = torch.UntypedStorage.resize_
+    with track(device="cpu") as memory:
+        memory.meter.see(gathered)
+        gathered.untyped_storage().resize_(0)
+        assert memory.meter.live() == 0
+        gathered.untyped_storage().resize_(2 * MIB)
+        assert memory.meter.live() == memory.meter.peak() == 2 * MIB
+    assert torch.UntypedStorage.resize_ is resize
+
+
+def test_a_rank_holds_its_piece_of_a_sharded_weight_and_no_more():
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (4,))
+        model = nn.Module()
+        model.weight = nn.Parameter(DTensor.from_local(torch.zeros(MIB // 4), mesh, [Shard(0)]))
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        with track(model, optimizer) as memory:
+            assert memory.meter.live() == MIB
+            for _ in range(2):
+                (model.weight * 2).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            assert memory.meter.live() == pytest.approx(3 * MIB, abs=64)  # and two moments
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_gradient_state_that_was_there_before_is_counted():

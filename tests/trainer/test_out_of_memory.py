@@ -18,10 +18,11 @@ from transformers import TrainerCallback
 import amopo.trainer.out_of_memory as module
 from amopo.memory.activations import Row
 from amopo.memory.exhausted import usable_bytes
+from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.plan import make_plan, plan_row
 from amopo.memory.precision import numbers_of
 from amopo.memory.settings import RunSettings, SampleShape
-from amopo.memory.shapes import BUILT_IN, shape_from_config
+from amopo.memory.shapes import shape_from_config
 from amopo.memory.workload import row_of
 from amopo.trainer import AMoPOTrainer
 from amopo.trainer.planned_run import PlannedRun, offload_of, planned_run, row_of_layout
