@@ -56,9 +56,9 @@ def exact(q, k, v, mask, scaling, softcap=None):
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("multiple", [None, 16])
-@pytest.mark.parametrize("at_once", [2, 128], ids=lambda n: f"{n} queries at once")
-def test_equals_dense_attention_in_values_and_gradients(sharing, window, softcap, multiple, at_once, monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERIES_ON_CPU", at_once)
+@pytest.mark.parametrize("fewest", [2, 128], ids=lambda n: f"{n} queries at least")
+def test_equals_dense_attention_in_values_and_gradients(sharing, window, softcap, multiple, fewest, monkeypatch):
+    monkeypatch.setattr(sdpa, "FEWEST_QUERIES", fewest)
     check_equals_dense(pack(SAMPLES, sharing=sharing, pad_to_multiple_of=multiple), window, softcap)
 
 
