@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 import amopo
-from amopo.cli.ending import entry
+from amopo.ending import entry
 from amopo.integrations.hf import PreferenceCollator
 
 

@@ -6,7 +6,7 @@ import tempfile
 import tiny
 from transformers import Trainer, TrainingArguments
 
-from amopo.cli.ending import entry
+from amopo.ending import entry
 from amopo.integrations.hf import AMoPOMixin, PreferenceCollator, PreferenceLoss
 
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from amopo import AMoPOConfig, AMoPOTrainer
-from amopo.cli.ending import entry
+from amopo.ending import entry
 
 BODY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head
 
-from amopo.cli.ending import entry
+from amopo.ending import entry
 from amopo.integrations.hf import AMoPOMixin, PreferenceLoss
 from amopo.integrations.trl import PreferenceCollator
 

@@ -12,7 +12,7 @@ import tiny
 from datasets import Dataset, load_dataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from amopo.cli.ending import entry
+from amopo.ending import entry
 from amopo.integrations.trl import AMoPOConfig, AMoPOTrainer
 
 

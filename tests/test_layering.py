@@ -19,6 +19,7 @@ SOURCES = [("amopo", ROOT / "amopo"), ("amopo_kernels", ROOT / "kernels" / "amop
 FLOORS: dict[str, tuple[int, frozenset[str]]] = {
     "amopo_kernels": (1, frozenset()),
     "amopo.registry": (1, frozenset({"amopo_kernels"})),
+    "amopo.ending": (1, frozenset()),
     "amopo.weights": (2, frozenset({"amopo.data", "amopo.packing"})),
     "amopo.objectives": (2, frozenset({"amopo.data", "amopo.packing"})),
     "amopo.data": (2, frozenset({"amopo.objectives", "amopo.weights"})),

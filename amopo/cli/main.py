@@ -19,11 +19,11 @@ from typing import NoReturn
 
 from amopo import __version__
 from amopo.cli.console import drop_stdout, is_main_process, stdout_is_gone
-from amopo.cli.ending import entry, leave_group
 from amopo.cli.errors import UsageError, did_you_mean, exit_status, one_line
 from amopo.cli.launch import leave_failure
 from amopo.cli.options import parse
 from amopo.cli.stop_signals import INTERRUPTED
+from amopo.ending import entry, leave_group
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell gives for a program that the signal has ended
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_process() -> NoReturn:
-    """The `amopo` command as a process: `main()`, and the end of a rank (`amopo.cli.ending`)."""
+    """The `amopo` command as a process: `main()`, and the end of a rank (`amopo.ending`)."""
     entry(main)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amopo.cli.console import Console, is_main_process, quiet_libraries
-from amopo.cli.ending import leave_group
 from amopo.cli.launch import check, is_launched, start
 from amopo.cli.models import training_dtype
 from amopo.cli.options import Settings
@@ -25,6 +24,7 @@ from amopo.cli.report import report_after_run
 from amopo.cli.stop import go_on, resume_command
 from amopo.cli.stop_signals import terminate_like_interrupt
 from amopo.cli.train_options import check_numbers, make_config, options
+from amopo.ending import leave_group
 from amopo.report.changes import preference_sections
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from amopo.integrations.collator import IGNORE, PreferenceCollator
 from amopo.integrations.patch import Patch, patch
 from amopo.preference_loss import FusedLoss
 from amopo.trainer.checks import check_one_device
-from amopo.trainer.engines import check_fsdp_version, check_parallelism
+from amopo.trainer.engines import check_fsdp_version, check_parallelism, keep_output_dtype
 from amopo.trainer.forward import causal_lm
 from amopo.trainer.logps import check_logps_dtype
 from amopo.trainer.metrics import MetricSums
@@ -122,6 +122,7 @@ class AMoPOMixin(ReducedMicroBatches):
     def _check_arguments(self) -> None:
         check_one_device(self.args)
         check_parallelism(self)
+        keep_output_dtype(self)
         check_fsdp_version(self)
         if self.args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no meaning here: the preference loss has no labels to smooth")

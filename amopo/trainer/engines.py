@@ -1,13 +1,15 @@
 """Whether the engine that a trainer was asked for is the one that runs, and one that is supported.
 
-Contract: each is called at the end of a Trainer's `__init__`, when accelerate has chosen, and raises ValueError.
+Contract: each is called at the end of a Trainer's `__init__`, when accelerate has chosen; `check_...` raise ValueError.
 `check_parallelism(trainer)`: for parallelism other than over data, where several ranks would run as if they were alone,
 where DeepSpeed or FSDP was asked for and accelerate takes another engine without a word, and for clipping that
 DeepSpeed would do its own way. `check_fsdp_version(trainer)`: for FSDP1, on which amopo's own trainers are not tested.
+`keep_output_dtype(trainer)`: log-probs leave an FSDP2 model in fp32 under bf16 and fp16 too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -17,8 +19,9 @@ import torch.distributed as dist
 def check_parallelism(trainer: Any) -> None:
     """Raise for parallelism that splits one sample's forward, and for another engine than the one asked for."""
     args, accelerator = trainer.args, trainer.accelerator
-    sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
-    for kind, size in sizes.items():
+    for kind, name in (("tensor", "get_tp_size"), ("context", "get_cp_size"), ("sequence", "get_sp_size")):
+        # transformers 4, which LLaMA-Factory allows, has some of these ways, or none
+        size = getattr(trainer, name)() if hasattr(trainer, name) else 1
         if size > 1:
             raise ValueError(
                 f"{type(trainer).__name__} does not support {kind} parallelism (size {size}); use data parallelism"
@@ -56,6 +59,14 @@ def check_fsdp_version(trainer: Any) -> None:
             "FSDP1 is not supported; use FSDP2: fsdp_version: 2 in accelerate's configuration, or "
             'fsdp_config={"version": 2}'
         )
+
+
+def keep_output_dtype(trainer: Any) -> None:
+    """Let FSDP2 leave a model's outputs as they are: accelerate's policy would cast log-probs to the compute dtype."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if getattr(policy, "output_dtype", None) is not None:  # FSDP1's policy has none
+        plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
 
 
 def _is_asked_for(argument: Any, variable: str) -> bool:

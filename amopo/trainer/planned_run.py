@@ -24,6 +24,7 @@ from amopo.memory.settings import RunSettings, SampleShape
 from amopo.memory.shapes import ModelShape, shape_from_config
 from amopo.packing.attention import text_config
 from amopo.packing.layout import TreeLayout
+from amopo.packing.sdpa import kept_mask
 from amopo.trainer.forward import causal_lm
 from amopo.trainer.identity import class_name, numel
 
@@ -43,12 +44,12 @@ class PlannedRun:
         return plan_row(self.shape, self.row, SampleShape(), self.settings, numbers=self.numbers)
 
     def with_row_of(self, tokens: int) -> PlannedRun:
-        """The same with a row of `tokens` tokens, every other size of the row in proportion."""
+        """The same with a row of `tokens` tokens; all but the mask, which is of its longest path, in proportion."""
         sizes = {
             field.name: -(-getattr(self.row, field.name) * tokens // self.row.tokens)
             for field in dataclasses.fields(Row)
         }
-        return dataclasses.replace(self, row=Row(**sizes))
+        return dataclasses.replace(self, row=Row(**{**sizes, "mask": self.row.mask}))
 
     def changed(self, numbers: Numbers | None = None, **settings: Any) -> PlannedRun:
         """The same with other settings.
@@ -165,5 +166,5 @@ def row_of_layout(layout: TreeLayout | None, tokens: int) -> Row:
         rows=int(layout.row_index.shape[0]),
         keys=sum(keys for _, keys in lengths),
         paths=len(lengths),
-        mask=sum(queries * keys for queries, keys in lengths if queries != keys),
+        mask=kept_mask(lengths),
     )

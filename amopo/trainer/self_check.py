@@ -96,7 +96,8 @@ def compare_with_separate_forwards(
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
     modes = [(module, module.training) for module in owner.modules()]
-    patch = contextlib.nullcontext() if is_patched(owner) else patch_forward(owner)
+    # Nothing is trained: under a launcher too the model stands alone.
+    patch = contextlib.nullcontext() if is_patched(owner) else patch_forward(owner, allow_unwrapped=True)
     owner.eval()
     try:
         with patch:

@@ -45,7 +45,7 @@ from amopo.trainer.batches import PackCollator, PackedLoader
 from amopo.trainer.checkpoint_loading import CheckpointLoading
 from amopo.trainer.checks import check_setup, embedding_rows, position_limit
 from amopo.trainer.config import FIXED, AMoPOConfig
-from amopo.trainer.engines import check_fsdp_version, check_parallelism
+from amopo.trainer.engines import check_fsdp_version, check_parallelism, keep_output_dtype
 from amopo.trainer.evaluation import Evaluation
 from amopo.trainer.forward import causal_lm, patch_forward
 from amopo.trainer.loading import Loaders
@@ -116,6 +116,7 @@ class AMoPOTrainer(ReducedMicroBatches, Evaluation, StepLogs, CheckpointLoading,
         fixed = args.weights == FIXED
         self._weights = torch.tensor(args.objective_weights, device=args.device) if fixed else args.weights
         check_parallelism(self)
+        keep_output_dtype(self)
         check_fsdp_version(self)
         if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             # With frozen embeddings no input of a checkpointed layer would need a gradient, and none would flow.

@@ -34,6 +34,13 @@ def test_yes(amopo, saved, sharing):
     assert f"Qwen2ForCausalLM, float32, cpu, sharing={sharing}" in outcome.out and "tokens stand for" in outcome.out
 
 
+def test_a_process_of_several_may_ask_too(amopo, saved, monkeypatch):
+    """A forward with gradients, but no training: under torchrun without a group it is not refused."""
+    monkeypatch.setattr("amopo.trainer.wrapping._STARTED", 2)
+    outcome = amopo("doctor", "--model", saved, "--device", "cpu")
+    assert outcome.status == 0 and "yes: packed rows are exact" in outcome.out, outcome.err
+
+
 def test_half_precision_has_its_own_rounding(amopo, saved):
     outcome = amopo("doctor", "--model", saved, "--dtype", "bfloat16", "--device", "cpu")
     assert outcome.status == 0, outcome.err

@@ -18,6 +18,8 @@ ZERO_ENGINES = ("zero1", "zero2", "zero3", "zero3-offload")
 # Other runs than `train`: (kind, engine).
 TORCH_KINDS = [(kind, engine) for kind in ("tied", "at-once", "lora-head", "mixin") for engine in ("ddp", "fsdp2")]
 TORCH_KINDS += [("whole-gradients", "fsdp2")]
+# In half precision: (kind, engine, what one process does in fp32).
+HALF_RUNS = [("bf16", "ddp", "train"), ("bf16", "fsdp2", "train"), ("mixin-bf16", "fsdp2", "mixin")]
 ZERO_KINDS = [("tied", "zero2"), ("tied", "zero3"), ("at-once", "zero3"), ("mixin", "zero2"), ("mixin", "zero3")]
 ZERO_KINDS += [("lora-head", "zero3")]
 # What one process needs for as many samples in a step as two ranks have.
@@ -65,7 +67,8 @@ def torch_runs(tmp_path_factory, singles, single):
     directory = tmp_path_factory.mktemp("torch")
     (directory / "of-one-process").symlink_to(singles.directory / "single" / f"checkpoint-{trainer_runs.SAVED}")
     tasks = [f"train:{engine}" for engine in TORCH_ENGINES] + [f"resume:{engine}" for engine in TORCH_ENGINES]
-    tasks += [f"{kind}:{engine}" for kind, engine in TORCH_KINDS] + [f"refused:{name}" for name in TORCH_REFUSALS]
+    tasks += [f"{kind}:{engine}" for kind, engine, *_ in (*TORCH_KINDS, *HALF_RUNS)]
+    tasks += [f"refused:{name}" for name in TORCH_REFUSALS]
     run_ranks("trainer_runs.py", directory, *tasks, timeout=LIMIT)
     return directory
 
@@ -103,6 +106,20 @@ def check(got, expected, *, since=0):
     for name, value in expected["evaluated"].items():
         if name not in ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"):
             assert got["evaluated"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("kind, engine, exact", HALF_RUNS)
+def test_a_run_in_bf16_is_that_of_fp32_to_its_rounding(kind, engine, exact, torch_runs, singles):
+    """accelerate's policy for FSDP2 would cast log-probs to bf16, in which sums over a response lose whole units."""
+    got, expected = read(torch_runs, f"{kind}-{engine}"), singles(exact)
+    assert got["steps"] == expected["steps"] == trainer_runs.STEPS
+    histories = [[entry for entry in run["history"] if "loss" in entry] for run in (got, expected)]
+    for entry, other in zip(*histories, strict=True):
+        assert entry["loss"] == pytest.approx(other["loss"], abs=0.04)
+        assert entry["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=0.05)
+    assert got["evaluated"]["eval_rewards/margins"] == pytest.approx(
+        expected["evaluated"]["eval_rewards/margins"], abs=0.05
+    )
 
 
 @pytest.mark.parametrize("engine", TORCH_ENGINES)

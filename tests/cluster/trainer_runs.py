@@ -157,6 +157,7 @@ KINDS = {
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}},
         "save_strategy": "no",
     },
+    "bf16": {"bf16": True, "save_strategy": "no"},
     # On one rank the micro-batches of two come one after the other.
     "resume-on-one": {"accumulation": 6},
 }
@@ -195,8 +196,8 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def run(kind: str, engine: str, directory: Path, **changes) -> None:
     folder = directory / engine
-    if kind == "mixin":
-        trainer = make_mixed(folder, engine, **changes)
+    if kind in ("mixin", "mixin-bf16"):
+        trainer = make_mixed(folder, engine, bf16=kind == "mixin-bf16", **changes)
     else:
         trainer = make(folder, engine, **{**KINDS.get(kind, {}), **changes})
     seen = None

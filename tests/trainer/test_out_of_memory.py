@@ -72,6 +72,8 @@ def test_each_option_fits_by_a_plan_of_its_own_and_can_be_trained_with(tmp_path,
     limit = 1 << 40
     message = out_of_memory_message(trainer)
     row = row_of_layout(trainer.running_layout, 0)
+    partial = [(queries, keys) for queries, keys in trainer.running_layout.paths.lengths if queries != keys]
+    assert row.mask == max(queries for queries, _ in partial) * max(keys for _, keys in partial)
     assert row.tokens == seen[0] and f"a row of {row.tokens} tokens" in message
     peak = by_hand(trainer, row)
     limit = peak * 9 // 10
@@ -87,6 +89,7 @@ def test_each_option_fits_by_a_plan_of_its_own_and_can_be_trained_with(tmp_path,
             tokens = changes["tokens_per_batch"]
             assert max(trainer.train_lengths) <= tokens < row.tokens
             scaled = Row(*(-(-size * tokens // row.tokens) for size in dataclasses.astuple(row)))
+            scaled = dataclasses.replace(scaled, mask=row.mask)
         planned = by_hand(
             trainer, scaled, checkpointing=changes.get("gradient_checkpointing", False),
             head_budget=changes.get("head_budget"),

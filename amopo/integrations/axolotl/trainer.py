@@ -18,7 +18,7 @@ from amopo.integrations.axolotl.settings import Settings
 from amopo.integrations.llamafactory.forward import label_logps, patch_logps
 from amopo.padded import sequence_rows
 from amopo.preference_loss import FusedLoss, loss_from_tokens
-from amopo.trainer.engines import check_parallelism
+from amopo.trainer.engines import check_parallelism, keep_output_dtype
 from amopo.trainer.metrics import MetricSums
 from amopo.trainer.micro_batches import ReducedMicroBatches
 
@@ -49,6 +49,7 @@ def trainer_class(base: type[Trainer], settings: Settings) -> type[Trainer]:
             if self.args.n_gpu > 1:
                 raise ValueError("several GPUs in one process; start one process per GPU (axolotl train does so)")
             check_parallelism(self)
+            keep_output_dtype(self)
             self.model_accepts_loss_kwargs = False
             self._sums = {"train": MetricSums(settings.objectives), "eval": MetricSums(settings.objectives)}
 

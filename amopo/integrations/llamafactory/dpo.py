@@ -17,7 +17,7 @@ from llamafactory.train.dpo import trainer as host
 from torch import Tensor
 
 from amopo.integrations.llamafactory.forward import label_logps, patch_logps
-from amopo.trainer.engines import check_parallelism
+from amopo.trainer.engines import check_parallelism, keep_output_dtype
 from amopo.trainer.micro_batches import ReducedMicroBatches
 from amopo_kernels.segments import sequence_stats
 
@@ -37,6 +37,7 @@ class FusedDPOTrainer(ReducedMicroBatches, _CustomDPOTrainer):
                 patch_logps(one)
         super().__init__(model, ref_model, *args, **kwargs)
         check_parallelism(self)
+        keep_output_dtype(self)
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any], is_ref_model: bool = False) -> dict[str, Tensor]:
         """What `CustomDPOTrainer.concatenated_forward` gives, with zeros for the logits."""

@@ -10,19 +10,33 @@ its threads, until the process is gone.
 
 Contract
 --------
-`leave_group()` ends the process's part in the group, if it is in one. `entry(main)` is the command as a process: what
-`main()` returns is its exit status (None: 0), and one that was in a group ends without tearing the interpreter down,
-after all else that an ordinary end does: other threads are waited for, functions registered with `atexit` since have
-run, output is flushed. A script of one's own ends well by `entry(main)` too, under every engine; without
-`destroy_process_group()` or accelerate's `end_training()`, after which DDP's reducer may be the last to let go.
+`leave_group()` ends the process's part in the group, if it is in one. `entry(main)` runs `main` as the whole process:
+
+    from amopo.ending import entry
+
+    def main():
+        ...
+
+    if __name__ == "__main__":
+        entry(main)
+
+The exit status is what Python would make of `sys.exit(main())`: 0 for None, an int itself, 1 for a message, which is
+printed, or an error; 130 for Ctrl-C. A process that was in a group ends without tearing the interpreter down, after
+other threads have ended, functions registered with `atexit` since have run, and open files are flushed. What modules
+imported before had registered does not run: close temporary folders yourself. A process that was in none ends as ever.
+Do without `destroy_process_group()` and accelerate's `end_training()`, after which DDP's reducer may be the last to let
+go. This module imports no torch.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
+import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -49,19 +63,26 @@ def leave_group() -> None:
         _has_left_group = True
 
 
-def entry(main: Callable[[], int | None]) -> NoReturn:
+def entry(main: Callable[[], Any]) -> NoReturn:
     """Run `main` as the whole of this process."""
-    status = 1  # of an error that `main` lets through
+    status = 1  # of an error that nobody catches
 
     def end() -> None:
         if not (_has_left_group or _is_in_group()):
             return
         logging.shutdown()  # registered by `logging` itself, possibly before this
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        for opened in [sys.stdout, sys.stderr, *gc.get_objects()]:
+            if issubclass(type(opened), io.IOBase) and not opened.closed:
+                with contextlib.suppress(OSError, ValueError):
+                    opened.flush()
         os._exit(status)
 
-    atexit.register(end)  # before all that commands load: the last that is registered runs first
-    status = main() or 0
-    sys.exit(status)
+    atexit.register(end)  # before all that `main` loads: the last that is registered runs first
+    try:
+        sys.exit(main())
+    except SystemExit as stop:
+        status = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
+        raise
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        raise
