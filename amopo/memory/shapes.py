@@ -207,5 +207,11 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
 
 
 def with_layers(shape: ModelShape, layers: int) -> ModelShape:
-    """The same widths with another number of layers."""
+    """The same widths with the first `layers` layers.
+
+    Raises:
+        ValueError: it has not so many.
+    """
+    if not 1 <= layers <= shape.layers:
+        raise ValueError(f"--layers {layers}: {shape.name} has {shape.layers}; give 1 to {shape.layers}")
     return dataclasses.replace(shape, layers=layers)

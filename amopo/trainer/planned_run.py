@@ -79,7 +79,7 @@ def planned_run(trainer: Any) -> PlannedRun:
         accumulation=args.gradient_accumulation_steps,
         precision=precision,
         optimizer="adamw8bit" if "8bit" in str(args.optim) else "adamw",
-        offload=offload_of(args.hf_deepspeed_config) if engine == "zero3" else "none",
+        offload=_offload(trainer, engine),
         checkpointing=bool(args.gradient_checkpointing or (args.fsdp_config or {}).get("activation_checkpointing")),
         lora=rank,
         head_budget=args.head_budget,
@@ -137,6 +137,16 @@ def _check_trained(model: nn.Module, shape: ModelShape, rank: int | None) -> Non
     if trained > planned * (1 + TOLERANCE):
         kind = "the model has" if rank is None else f"LoRA of rank {rank} on all linear layers has"
         raise ValueError(f"{trained} weights are trained, and {kind} {planned}")
+
+
+def _offload(trainer: Any, engine: str) -> str:
+    if engine == "zero3":
+        return offload_of(trainer.args.hf_deepspeed_config)
+    if engine == "fsdp2":
+        from torch.distributed.fsdp import CPUOffloadPolicy
+
+        return "all" if isinstance(trainer.accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy) else "none"
+    return "none"
 
 
 def offload_of(deepspeed: Any) -> str:

@@ -19,6 +19,8 @@ esac
 # TERM comes 120 s before the end (--signal above): time for a checkpoint. torchrun would kill its ranks after 30 s; from
 # torch 2.12 on it reads this instead.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}
+# srun of Slurm 22.05 and later does not take the job's --cpus-per-task from the job.
+export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-64}}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # torchrun ends all ranks with an error when one dies; srun then ends the other nodes.
 exec srun --kill-on-bad-exit=1 torchrun \

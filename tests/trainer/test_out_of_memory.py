@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
 pytest.importorskip("transformers")
 
@@ -26,6 +27,7 @@ from amopo.memory.shapes import shape_from_config
 from amopo.memory.workload import row_of
 from amopo.trainer import AMoPOTrainer
 from amopo.trainer.planned_run import PlannedRun, offload_of, planned_run, row_of_layout
+from amopo.trainer.planned_run import _offload as offload
 
 
 def test_the_message_says_what_was_asked_the_plans_view_and_three_settings(tmp_path):
@@ -269,6 +271,12 @@ def test_other_errors_stay_what_they_are(tmp_path):
     trainer.model.forward = lambda **kwargs: (_ for _ in ()).throw(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="^a bug$"):
         trainer.train()
+
+
+@pytest.mark.parametrize("policy, expected", [(CPUOffloadPolicy, "all"), (OffloadPolicy, "none")])
+def test_what_fsdp2_offloads_is_planned_so(policy, expected):
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(cpu_offload=policy()))
+    assert offload(SimpleNamespace(accelerator=SimpleNamespace(state=state)), "fsdp2") == expected
 
 
 @pytest.mark.parametrize(
