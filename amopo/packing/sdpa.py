@@ -39,8 +39,11 @@ def run_sdpa(
     is_cut = window is not None and q.device.type == "cpu"
     at_once = max(FEWEST_QUERIES, window) if is_cut else paths.max_seqlen_q
     pieces = [list(_pieces(*lengths, at_once, window if is_cut else None)) for lengths in paths.lengths]
-    sizes = [_size(*piece) for path in pieces for piece in path]
-    mask_of = _masks([s for s in sizes if softcap is not None or not _is_square(*s, window)], window, q)
+
+    def is_masked(size: tuple[int, int]) -> bool:
+        return softcap is not None or not _is_square(*size, window)
+
+    mask_of = _masks([size for path in pieces for piece in path if is_masked(size := _size(*piece))], window, q)
     outputs = []
     parts = zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), pieces, strict=True)
     for part_q, part_k, part_v, path in parts:
@@ -49,7 +52,7 @@ def run_sdpa(
             piece_q = part_q[rows].unflatten(1, (-1, groups)).permute(2, 1, 0, 3)
             piece_k, piece_v = (part[seen].transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v))
             size = _size(rows, seen)
-            mask = None if softcap is None and _is_square(*size, window) else mask_of(*size)
+            mask = mask_of(*size) if is_masked(size) else None
             output = attend(piece_q, piece_k, piece_v, mask, scaling)
             outputs.append(output.permute(2, 1, 0, 3).flatten(1, 2))
     return torch.cat(outputs)

@@ -24,6 +24,7 @@ ZERO_KINDS = [("tied", "zero2"), ("tied", "zero3"), ("at-once", "zero3"), ("mixi
 ZERO_KINDS += [("lora-head", "zero3")]
 # What one process needs for as many samples in a step as two ranks have.
 ACCUMULATION = {"train": 6, "tied": 6, "lora-head": 6, "at-once": 2, "whole-gradients": 6, "mixin": 4}
+ACCUMULATION |= {"bf16": 6, "mixin-bf16": 4}
 TORCH_REFUSALS = {
     "fsdp1": "ValueError: FSDP1 is not supported; use FSDP2",
     "fsdp-on-cpus": "ValueError: FSDP was asked for and would not run: on CPUs accelerate takes DDP instead",
@@ -109,17 +110,20 @@ def check(got, expected, *, since=0):
 
 
 @pytest.mark.parametrize("kind, engine, exact", HALF_RUNS)
-def test_a_run_in_bf16_is_that_of_fp32_to_its_rounding(kind, engine, exact, torch_runs, singles):
+def test_a_run_in_bf16_is_as_near_to_fp32_as_that_of_one_process(kind, engine, exact, torch_runs, singles):
     """accelerate's policy for FSDP2 would cast log-probs to bf16, in which sums over a response lose whole units."""
-    got, expected = read(torch_runs, f"{kind}-{engine}"), singles(exact)
-    assert got["steps"] == expected["steps"] == trainer_runs.STEPS
-    histories = [[entry for entry in run["history"] if "loss" in entry] for run in (got, expected)]
-    for entry, other in zip(*histories, strict=True):
-        assert entry["loss"] == pytest.approx(other["loss"], abs=0.04)
-        assert entry["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=0.05)
-    assert got["evaluated"]["eval_rewards/margins"] == pytest.approx(
-        expected["evaluated"]["eval_rewards/margins"], abs=0.05
-    )
+    got, plain, truth = read(torch_runs, f"{kind}-{engine}"), singles(kind), singles(exact)
+    assert got["steps"] == plain["steps"] == truth["steps"] == trainer_runs.STEPS
+    for name in ("loss", "rewards/margins", "logps/chosen"):
+        error, allowed = (largest_difference(run, truth, name) for run in (got, plain))
+        # Of FSDP2 the norms and the residual stream are in bf16 too, which autocast keeps in fp32.
+        assert 0 < error <= (1.1 if engine == "ddp" else 4) * allowed, name
+
+
+def largest_difference(run, other, name):
+    """Of a logged number, over the steps of two runs."""
+    numbers = [[entry[name] for entry in each["history"] if "loss" in entry] for each in (run, other)]
+    return max(abs(a - b) for a, b in zip(*numbers, strict=True))
 
 
 @pytest.mark.parametrize("engine", TORCH_ENGINES)

@@ -16,6 +16,7 @@ from axolotl.core.trainers.base import AxolotlTrainer  # noqa: E402
 from axolotl.core.training_args import AxolotlTrainingArguments  # noqa: E402
 from axolotl.integrations.base import BasePlugin, PluginManager, load_plugin  # noqa: E402
 from axolotl.utils.dict import DictDefault  # noqa: E402
+from micro_batches_seen import check_reductions  # noqa: E402
 
 from amopo import fused_loss  # noqa: E402
 from amopo.data.verifiable import generate_tasks, write_grouped_jsonl  # noqa: E402
@@ -206,27 +207,11 @@ def test_accumulated_micro_batches_give_the_step_of_one_batch(cfg, tokenizer, tm
     assert max((weights[0][n] - start[n]).abs().max() for n in start) > 1e-4
 
 
-class Recorder(torch.nn.Module):
-    """A model as FSDP2 leaves it, as far as the switch of its reductions goes."""
-
-    def __init__(self, seen):
-        super().__init__()
-        self.seen = seen
-
-    def set_requires_gradient_sync(self, value):
-        self.seen.append(value)
-
-
 def test_gradients_are_reduced_in_every_micro_batch_under_fsdp2(cfg, tokenizer, tmp_path, monkeypatch):
     """transformers has told FSDP2 not to, by the time it calls `training_step`."""
     train, _ = tokenized_rows(cfg, tokenizer)
     trainer = make_trainer(tokenizer, tmp_path, train[:4])
-    monkeypatch.setattr(transformers.Trainer, "training_step", lambda self, model, inputs: model.seen.append("run"))
-    for is_enabled, expected in ((True, [True, "run"]), (False, ["run"])):
-        trainer.is_fsdp_enabled = is_enabled
-        model = Recorder([])
-        trainer.training_step(model, {})
-        assert model.seen == expected
+    check_reductions(trainer, monkeypatch, switched=[True])
 
 
 def test_another_engine_than_one_of_data_parallelism_is_refused(cfg, tokenizer, tmp_path, monkeypatch):

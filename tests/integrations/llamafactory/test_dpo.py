@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("llamafactory.hparams", reason="LLaMA-Factory is not installed here; run make test-llamafactory")
 
-import transformers  # noqa: E402
 from llamafactory.hparams import FinetuningArguments  # noqa: E402
+from micro_batches_seen import check_reductions  # noqa: E402
 
 from amopo.integrations.llamafactory.dpo import FusedDPOTrainer, _CustomDPOTrainer  # noqa: E402
 from amopo.integrations.llamafactory.forward import label_logps, patch_logps  # noqa: E402
@@ -122,28 +122,12 @@ def test_plain_calls_and_generation_are_untouched(make_model, make_batch):
     assert model._replicate_for_data_parallel() is not model
 
 
-class Recorder(torch.nn.Module):
-    """A model as FSDP2 leaves it, as far as the switch of its reductions goes."""
-
-    def __init__(self, seen):
-        super().__init__()
-        self.seen = seen
-
-    def set_requires_gradient_sync(self, value):
-        self.seen.append(value)
-
-
 @pytest.mark.parametrize("given, expected", [({}, [True]), ({"sync_each_batch": False}, [])])
 def test_gradients_are_reduced_in_every_micro_batch_under_fsdp2(make_trainer, given, expected, monkeypatch):
     """transformers has told FSDP2 not to, by the time it calls `training_step`."""
     trainer = make_trainer(FusedDPOTrainer, FinetuningArguments(stage="dpo", pref_loss="simpo"))
     trainer.args.accelerator_config.gradient_accumulation_kwargs = given
-    monkeypatch.setattr(transformers.Trainer, "training_step", lambda self, model, inputs: model.seen.append("run"))
-    for is_enabled, switched in ((True, expected), (False, [])):
-        trainer.is_fsdp_enabled = is_enabled
-        model = Recorder([])
-        trainer.training_step(model, {})
-        assert model.seen == [*switched, "run"]
+    check_reductions(trainer, monkeypatch, switched=expected)
 
 
 def test_another_engine_than_one_of_data_parallelism_is_refused(make_trainer, monkeypatch):
