@@ -116,13 +116,13 @@ class AMoPOMixin(ReducedMicroBatches):
         self._sums = MetricSums(amopo.objectives)
         self._evaluation_sums: MetricSums | None = None
         self._check_arguments()
+        keep_output_dtype(self)
         check_adapters(causal_lm(self.model), training=True)
         self.amopo_patch: Patch | None = patch(self.model) if self.patches_model else None
 
     def _check_arguments(self) -> None:
         check_one_device(self.args)
         check_parallelism(self)
-        keep_output_dtype(self)
         check_fsdp_version(self)
         if self.args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no meaning here: the preference loss has no labels to smooth")
