@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import settled
 import torch
 import torch.distributed as dist
 from rank_memory_cases import Case, parse
@@ -58,8 +59,8 @@ def run(name: str) -> dict[str, Any]:
         engine.start()
         loaded = loading.meter.live()
     memory = track(*engine.watched)
+    settled.count_by(lambda: memory.meter.live())
     with engine.told_apart(memory):
-        # Equal from the engine's `first` on, but for copies that gloo's threads give up late: they only add.
         for step in range(engine.steps):
             for micro in range(case.accumulation):
                 with engine.micro_batch(is_last=micro == case.accumulation - 1):
@@ -77,6 +78,7 @@ def run(name: str) -> dict[str, Any]:
             live = memory.meter.live()
             del held
             engine.step()
+    # Equal from the engine's `first` on, but for what gloo's threads hold before `settled` looks, which only adds.
     peaks = {phase: min(step[phase] for step in memory.steps[engine.first - 1 :]) for phase in memory.steps[-1]}
     if not engine.is_told_apart:
         peaks = {phase: peak - found["host"] for phase, peak in peaks.items()}
@@ -94,6 +96,7 @@ def run(name: str) -> dict[str, Any]:
 
 def main() -> None:
     folder, runs = Path(sys.argv[1]), sys.argv[2:]
+    settled.install()
     if any(parse(name)[0].engine == "zero3" for name in runs):
         import rank_memory_zero
 

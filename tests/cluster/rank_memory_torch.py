@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -61,25 +60,6 @@ def copies(meter: DeviceMeter) -> contextlib.AbstractContextManager:
     return mock.patch.object(torch.Tensor, "to", to)
 
 
-@contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """Wait after each reduction: gloo's thread gives up its tensors a little after it has ended."""
-
-    def waiting(reduce: Callable[..., Any]) -> Callable[..., Any]:
-        def then_wait(*args: Any, **kwargs: Any) -> Any:
-            work = reduce(*args, **kwargs)
-            time.sleep(0.01)
-            return work
-
-        return then_wait
-
-    with contextlib.ExitStack() as patches:
-        for name in ("reduce_scatter_tensor", "reduce_scatter_single"):  # FSDP2 takes the latter where it is there
-            if (reduce := getattr(dist, name, None)) is not None:
-                patches.enter_context(mock.patch.object(dist, name, waiting(reduce)))
-        yield
-
-
 class Engine:
     first = 2  # the optimizer makes its state in the first step
     steps = 5
@@ -97,14 +77,14 @@ class Engine:
     @contextlib.contextmanager
     def told_apart(self, memory: Any) -> Iterator[None]:
         if self.offload == "none":
-            with memory, patient():
+            with memory:
                 yield
             return
         meter = memory.meter = DeviceMeter(memory.device)
         with meter.on_host():
             memory.__enter__()
         try:
-            with copies(meter), patient():
+            with copies(meter):
                 self.meter = meter
                 yield
         finally:
