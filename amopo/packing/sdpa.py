@@ -49,8 +49,8 @@ def run_sdpa(
     for part_q, part_k, part_v, path in parts:
         for rows, seen in path:
             # [G, Hkv, L, D]: the heads of a group read the same keys, expanded without a copy
-            piece_q = part_q[rows].unflatten(1, (-1, groups)).permute(2, 1, 0, 3)
-            piece_k, piece_v = (part[seen].transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v))
+            piece_q = _cut(part_q, rows).unflatten(1, (-1, groups)).permute(2, 1, 0, 3)
+            piece_k, piece_v = (_cut(part, seen).transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v))
             size = _size(rows, seen)
             mask = mask_of(*size) if is_masked(size) else None
             output = attend(piece_q, piece_k, piece_v, mask, scaling)
@@ -70,6 +70,11 @@ def _pieces(queries: int, keys: int, at_once: int, window: int | None) -> Iterat
         stop = min(start + at_once, queries)
         first = 0 if window is None else max(0, before + start - window + 1)
         yield slice(start, stop), slice(first, before + stop)
+
+
+def _cut(part: Tensor, rows: slice) -> Tensor:
+    """`part[rows]`; a slice of everything would cost a copy and zeros of its size in the backward."""
+    return part if rows == slice(0, part.shape[0]) else part[rows]
 
 
 def _size(rows: slice, seen: slice) -> tuple[int, int]:
