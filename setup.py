@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("csrc/cpu")
 # Compiled once per capability; everything else once, for any CPU of the architecture.
-KERNELS = ("row_kernel.cpp", "segments_kernel.cpp")
+KERNELS = ("attention_kernel.cpp", "row_kernel.cpp", "segments_kernel.cpp")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Ascending: where two objects hold the same inline function, the linker keeps the first.
 CAPABILITIES = {"DEFAULT": []}

@@ -6,13 +6,14 @@ aligned at the bottom right.
 
 | backend | where | window | softcap |
 |---|---|---|---|
+| cpp | CPU, fp32, bf16 and fp16; one parallel region a layer (`amopo_kernels.path_attention`) | yes | no |
 | sdpa | any device and dtype; torch's SDPA, a loop over paths (`amopo.packing.sdpa`) | yes | by explicit products |
 | varlen | CUDA, fp16 and bf16; torch.nn.attention.varlen, one launch | torch >= 2.11 | no |
 | flash_attn | CUDA, fp16 and bf16; the flash-attn package, one launch | yes | yes |
 | flash_attn_3 | CUDA (sm_90), fp16 and bf16; flash_attn_interface, one launch | yes | yes |
 
-`AMOPO_ATTENTION` asks for one by name; by default the first of varlen, flash_attn and sdpa that can do what the layer
-wants.
+`AMOPO_ATTENTION` asks for one by name; by default the first of cpp, varlen, flash_attn and sdpa that can do what the
+layer wants. `AMOPO_BACKEND=eager` leaves cpp out.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from torch import Tensor, nn
 
 from amopo.packing.layout import TreePaths
 from amopo.packing.sdpa import run_sdpa
+from amopo_kernels.backend import choose
 
-BACKENDS = ("varlen", "flash_attn", "flash_attn_3", "sdpa")
+BACKENDS = ("cpp", "varlen", "flash_attn", "flash_attn_3", "sdpa")
 # What a model that asked for flash attention is tried with first, by the name of its attention.
 _FIRST = {"amopo_tree_fa2": ("flash_attn",), "amopo_tree_fa3": ("flash_attn_3",)}
-_ORDER = ("varlen", "flash_attn", "sdpa")
+_ORDER = {"cpu": ("cpp", "sdpa")}
+_ORDER_ELSEWHERE = ("varlen", "flash_attn", "sdpa")
 _ORDINARY_HEAD = 128
 # Names of the backends that ran, for whoever wants to know (`amopo doctor`).
 RAN: set[str] = set()
@@ -55,16 +58,22 @@ def choose_backend(
             raise ValueError(f"AMOPO_ATTENTION={asked!r} cannot run {type(module).__name__}: {reason}")
         return asked
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", "")
-    for name in (*_FIRST.get(implementation, ()), *_ORDER):
+    for name in (*_FIRST.get(implementation, ()), *_order(query.device)):
         if _cannot(name, query, value, window, softcap) is None:
             return name
     raise AssertionError("sdpa runs anywhere")
+
+
+def _order(device: torch.device) -> tuple[str, ...]:
+    return _ORDER.get(device.type, _ORDER_ELSEWHERE)
 
 
 def _cannot(name: str, query: Tensor, value: Tensor, window: int | None, softcap: float | None) -> str | None:
     """Why a backend cannot run this call, or None."""
     if name == "sdpa":
         return None
+    if name == "cpp":
+        return _cpp_cannot(query, softcap)
     if query.device.type != "cuda":
         return f"it runs on CUDA, not on {query.device.type}"
     if query.dtype not in _HALF:
@@ -87,6 +96,17 @@ def _cannot(name: str, query: Tensor, value: Tensor, window: int | None, softcap
     return None if _is_there(module) else f"{module} is not installed"
 
 
+def _cpp_cannot(query: Tensor, softcap: float | None) -> str | None:
+    if query.device.type != "cpu":
+        return f"it runs on the CPU, not on {query.device.type}"
+    if query.dtype not in (torch.float32, *_HALF):
+        return f"it takes fp32, bf16 and fp16, not {query.dtype}"
+    if softcap is not None:
+        return "it has no softcap"
+    chosen, reason = choose("path_attention", "cpu")
+    return None if chosen == "cpp" else f"{chosen} kernels run: {reason}"
+
+
 def describe(devices: Sequence[str]) -> list[dict[str, str]]:
     """Per device and dtype: the kernel for a layer of ordinary heads, and why none of those before it.
 
@@ -105,7 +125,8 @@ def describe(devices: Sequence[str]) -> list[dict[str, str]]:
             if asked and (why := _cannot(asked, call, call, None, None)):
                 backend, reason = "none", f"AMOPO_ATTENTION={asked} cannot run here: {why}"
             elif not asked:
-                before = [other for other in _ORDER if _ORDER.index(other) < _ORDER.index(backend)]
+                order = _order(call.device)
+                before = order[: order.index(backend)]
                 found = {other: _cannot(other, call, call, None, None) for other in before}
                 reason = "; ".join(f"not {other}: {why}" for other, why in found.items()) or "the first of its order"
             label = {"device": name, "inputs": str(dtype).removeprefix("torch.")}
@@ -129,6 +150,12 @@ def _varlen_parameters() -> frozenset[str] | None:
     except ImportError:
         return None
     return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _run_cpp(q: Tensor, k: Tensor, v: Tensor, paths: TreePaths, scaling: float, window: int | None, _) -> Tensor:
+    from amopo_kernels.path_attention import path_attention
+
+    return path_attention(q, k, v, paths.cu_seqlens_q, paths.cu_seqlens_k, scaling=scaling, window=window)
 
 
 def _run_varlen(q: Tensor, k: Tensor, v: Tensor, paths: TreePaths, scaling: float, window: int | None, _) -> Tensor:
@@ -165,6 +192,7 @@ def _run_flash(q, k, v, paths: TreePaths, scaling, window, softcap, *, module: s
 
 
 RUN: dict[str, Callable[..., Tensor]] = {
+    "cpp": _run_cpp,
     "sdpa": run_sdpa,
     "varlen": _run_varlen,
     "flash_attn": functools.partial(_run_flash, module="flash_attn"),

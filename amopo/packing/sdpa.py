@@ -4,7 +4,8 @@ Contract
 --------
 `run_sdpa` takes queries `[T, Hq, D]`, keys and values of all paths `[sum of path lengths, Hkv, D]` and gives
 `[T, Hq, Dv]`, as every kernel of `attention_backends` does: a loop over paths, causal, aligned at the bottom right.
-With a softcap, which SDPA does not have, the products are written out.
+With a softcap, which SDPA does not have, the products are written out. On a CPU it serves layers with a softcap, fp64,
+and installations without the C++ operations.
 
 On a CPU the queries of a layer with a sliding window come a few at a time, each time against the keys that any of them
 sees: torch's kernel would compute the whole square of a path and mask most of it (a window of 256 in paths of 1500
@@ -50,7 +51,9 @@ def run_sdpa(
         for rows, seen in path:
             # [G, Hkv, L, D]: the heads of a group read the same keys, expanded without a copy
             piece_q = _cut(part_q, rows).unflatten(1, (-1, groups)).permute(2, 1, 0, 3)
-            piece_k, piece_v = (_cut(part, seen).transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v))
+            piece_k, piece_v = (
+                _cut(part, seen).transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v)
+            )
             size = _size(rows, seen)
             mask = mask_of(*size) if is_masked(size) else None
             output = attend(piece_q, piece_k, piece_v, mask, scaling)

@@ -41,10 +41,19 @@ struct Moments {
   double sum_logp, mean, variance; // of the log-probs; of their exponentials (population variance)
 };
 
+// The running maximum of a row's scores and the sum of their exponentials about it.
+struct Softmax {
+  float maximum, sum;
+};
+
 struct Kernels {
   const char* capability;
   RowKernels rows[kDtypes][kDtypes];
   Moments (*moments)(const float* logps, std::int64_t size);
+  // Scores become exponentials about the new maximum; returns what earlier ones must be multiplied by.
+  float (*exponentials)(float* scores, std::int64_t size, Softmax& state);
+  // Scores become probabilities p = exp(score - lse), the gradients of p become p * (gradient - delta).
+  void (*probabilities)(float* scores, float* gradients, std::int64_t size, float lse, float delta);
 };
 
 const Kernels& kernels_DEFAULT();

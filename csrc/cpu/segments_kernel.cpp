@@ -7,6 +7,7 @@ namespace amopo {
 inline namespace CPU_CAPABILITY {
 
 void fill_row_kernels(RowKernels (&table)[kDtypes][kDtypes]);
+void fill_attention_kernels(Kernels& table);
 
 namespace {
 
@@ -76,6 +77,7 @@ const Kernels& AMOPO_JOIN(kernels_, CPU_CAPABILITY)() {
     filled.capability = AMOPO_STRING(CPU_CAPABILITY);
     fill_row_kernels(filled.rows);
     filled.moments = moments;
+    fill_attention_kernels(filled);
     return filled;
   }();
   return table;

@@ -2,13 +2,15 @@
 
 `torch.ops.amopo.<name>` for row_pass, row_pass_, tile_pass, tile_pass_, segment_moments and weighted_loss. Eager
 PyTorch is registered for every device; where the C++ extension is loaded it takes over on the CPU (all but fp64). A
-name with a trailing underscore writes G over the logits. No operation here carries a gradient: their callers do.
+name with a trailing underscore writes G over the logits. No operation with an eager form carries a gradient: their
+callers do. path_attention has C++ alone, and its gradient.
 
     row_pass         numerics of `row_pass.py`: logits [C, V] -> logp, reference, mass, factor [C]; G -> out (optional)
     tile_pass        G of a vocabulary tile from a row's reference, mass and factor
     segment_moments  logps [N], starts, stops -> sum, length, mean and variance of probabilities per segment
     weighted_loss    logps [N], starts, stops [B, K, 2] -> losses [B], weights [B, K], coefficients, sums,
                      lengths [B, K, 2], logged [B, len(LOGGED), K]
+    path_attention   q [T, Hq, D], k [S, Hkv, D], v [S, Hkv, Dv] -> out [T, Hq, Dv], lse [T, Hq]; a window of 0 is none
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ _BLOCK_BYTES = 8 << 20
 _HEAD = "Tensor targets, Tensor? bias, float? scale, float? softcap, bool half_range"
 _FILLED = "Tensor(b!) logp, Tensor(c!) reference, Tensor(d!) mass, Tensor(e!) factor"
 _KNOWN = "Tensor reference, Tensor mass, Tensor factor"
+_HEADS = "Tensor q, Tensor k, Tensor v"
+_STARTS = "Tensor starts_q, Tensor starts_k, float scaling, int window"
 SCHEMAS = (
     f"row_pass(Tensor logits, {_HEAD}, {_FILLED}, Tensor(f!)? out) -> ()",
     f"row_pass_(Tensor(a!) logits, {_HEAD}, {_FILLED}) -> ()",
@@ -34,6 +38,8 @@ SCHEMAS = (
     "weighted_loss(Tensor logps, Tensor starts, Tensor stops, str weights, Tensor? given, Tensor sample_ids, int seed, "
     "Tensor step, float beta, float gamma, str pooled, Tensor? present=None) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"path_attention({_HEADS}, {_STARTS}) -> (Tensor, Tensor)",
+    f"path_attention_backward(Tensor grad, {_HEADS}, Tensor out, Tensor lse, {_STARTS}) -> (Tensor, Tensor, Tensor)",
 )
 
 _LIBRARY = torch.library.Library("amopo", "FRAGMENT")
@@ -106,6 +112,8 @@ EAGER = {
     "segment_moments": segment_moments,
     "weighted_loss": _weighted_loss,
 }
+# What only the extension has.
+CPP_ALONE = ("path_attention", "path_attention_backward")
 for _name, _eager in EAGER.items():
     _LIBRARY.impl(_name, _eager, "CompositeExplicitAutograd")
 
@@ -129,3 +137,29 @@ def _fake_loss(logps, starts, stops, weights, given, sample_ids, seed, step, bet
     pair, logged = (samples, objectives, 2), (samples, len(LOGGED), objectives)
     shapes = ((samples,), (samples, objectives), pair, pair, pair, logged)
     return tuple(logps.new_empty(shape) for shape in shapes)
+
+
+@torch.library.register_fake("amopo::path_attention", lib=_LIBRARY)
+def _fake_attention(q, k, v, starts_q, starts_k, scaling, window):
+    return q.new_empty((*q.shape[:2], v.shape[2])), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+@torch.library.register_fake("amopo::path_attention_backward", lib=_LIBRARY)
+def _fake_attention_backward(grad, q, k, v, out, lse, starts_q, starts_k, scaling, window):
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+
+
+def _keep_attention(ctx, inputs, output) -> None:
+    q, k, v, starts_q, starts_k, ctx.scaling, ctx.window = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output, starts_q, starts_k)
+
+
+def _attention_gradients(ctx, grad, _):
+    given = torch.ops.amopo.path_attention_backward(grad, *ctx.saved_tensors, ctx.scaling, ctx.window)
+    return (*given, None, None, None, None)
+
+
+torch.library.register_autograd(
+    "amopo::path_attention", _attention_gradients, setup_context=_keep_attention, lib=_LIBRARY
+)

@@ -61,6 +61,35 @@ def sequence_stats(logps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tens
     return torch.stack(sums), torch.stack(lengths), torch.stack(means), torch.stack(variances)
 
 
+def path_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: list[tuple[int, int]], *, scaling: float, window: int | None = None
+) -> Tensor:
+    """Causal attention of segments against the paths that they end, one after the other.
+
+    Of each (n, m) in `lengths`, query i of n sees keys max(0, m - n + i + 1 - window) to m - n + i of the path's m; query
+    heads share the key-value heads in order.
+
+    Args:
+        q: `[T, Hq, D]`, T the sum of all n. k, v: `[S, Hkv, D]` and `[S, Hkv, Dv]`, S the sum of all m.
+    Returns:
+        `[T, Hq, Dv]`, in the dtype of `q`.
+    """
+    shared = q.shape[1] // k.shape[1]
+    outputs, first_query, first_key = [], 0, 0
+    for queries, keys in lengths:
+        for query in range(queries):
+            last = keys - queries + query + 1
+            seen = slice(first_key + (0 if window is None else max(0, last - window)), first_key + last)
+            own = q[first_query + query]
+            heads = []
+            for head in range(q.shape[1]):
+                scores = k[seen, head // shared] @ own[head] * scaling
+                heads.append(scores.softmax(0) @ v[seen, head // shared])
+            outputs.append(torch.stack(heads))
+        first_query, first_key = first_query + queries, first_key + keys
+    return torch.stack(outputs) if outputs else q.new_empty((0, q.shape[1], v.shape[2]))
+
+
 def weight_distribution(
     chosen_logps: list[Tensor], rejected_logps: list[Tensor], *, pooled: str
 ) -> tuple[Tensor, Tensor]:

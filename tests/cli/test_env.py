@@ -17,7 +17,13 @@ def test_the_attention_that_is_shown_is_the_one_that_a_layer_gets():
         assert row["backend"] == attention_backends.choose_backend(
             nn.Identity(), query, query, window=None, softcap=None
         )
-        assert "it runs on CUDA, not on cpu" in row["reason"]
+        assert row["backend"] == "cpp" and row["reason"] == "the first of its order"
+
+
+def test_without_the_compiled_operations_the_reason_says_so(monkeypatch):
+    monkeypatch.setenv("AMOPO_BACKEND", "eager")
+    for row in attention_backends.describe(["cpu"]):
+        assert row["backend"] == "sdpa" and "eager kernels run: set by AMOPO_BACKEND" in row["reason"]
 
 
 def test_on_a_gpu_the_reason_names_what_came_before(monkeypatch):

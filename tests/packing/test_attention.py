@@ -12,6 +12,7 @@ from torch import nn
 from amopo.packing import TokenizedSample, pack, sdpa
 from amopo.packing import attention_backends as backends
 from amopo.packing.attention import tree_attention
+from amopo_kernels.backend import cpp_available
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 SAMPLES = [
@@ -80,18 +81,30 @@ def test_queries_of_a_window_read_no_keys_before_it(monkeypatch):
     assert read == [128, 128 + 99, 128 + 99] * 2
 
 
-def check_equals_dense(batch, window, softcap):
-    parts = inputs(batch.input_ids.shape[1])
+def check_equals_dense(batch, window, softcap, dtype=torch.float64):
+    parts = inputs(batch.input_ids.shape[1], dtype)
     options = {"scaling": 0.3, "sliding_window": window, "softcap": softcap, "amopo_paths": batch.layout.paths}
     got, weights = tree_attention(Layer(), *parts, None, **options)
-    expected = exact(*parts, dense_mask(batch, window), 0.3, softcap)
+    truth = [part.detach().double().requires_grad_() for part in parts]
+    expected = exact(*truth, dense_mask(batch, window), 0.3, softcap)
     assert weights is None and got.is_contiguous()
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     upstream = torch.randn_like(got)
-    for value, right in zip(
-        torch.autograd.grad(got, parts, upstream), torch.autograd.grad(expected, parts, upstream), strict=True
-    ):
-        torch.testing.assert_close(value, right, rtol=1e-9, atol=1e-11)
+    gradients = torch.autograd.grad(got, parts, upstream)
+    exact_gradients = torch.autograd.grad(expected, truth, upstream.double())
+    rounding = {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    for value, right in zip((got, *gradients), (expected, *exact_gradients), strict=True):
+        torch.testing.assert_close(value.double(), right, **rounding)
+
+
+@pytest.mark.skipif(not cpp_available("cpu")[0], reason="the C++ operations were not built")
+@pytest.mark.parametrize("sharing", ["none", "pair", "tree"])
+@pytest.mark.parametrize("window", [None, 1, 3, 200])
+def test_fp32_equals_dense_attention_by_the_kernel_for_cpus(sharing, window):
+    x = torch.randint(10, 90, (384,)).tolist()
+    batch = pack([TokenizedSample([[1, *x], [1, 2, *x], [*x, 3]], x[:257], x[-130:], 0), *SAMPLES], sharing=sharing)
+    backends.RAN.clear()
+    check_equals_dense(batch, window, None, dtype=torch.float32)
+    assert backends.RAN == {"cpp"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -245,7 +258,7 @@ def test_a_backend_that_cannot_do_it_is_passed_over_or_named(anywhere):
     with pytest.raises(ValueError, match="cannot run Layer: it has no softcap"):
         tree_attention(Layer(), *parts, None, softcap=3.0, amopo_paths=batch.layout.paths)
     anywhere.setenv("AMOPO_ATTENTION", "fastest")
-    with pytest.raises(ValueError, match="AMOPO_ATTENTION='fastest' is not known; known: varlen, flash_attn"):
+    with pytest.raises(ValueError, match="AMOPO_ATTENTION='fastest' is not known; known: cpp, varlen, flash_attn"):
         tree_attention(Layer(), *parts, None, amopo_paths=batch.layout.paths)
 
 
@@ -275,7 +288,7 @@ def test_flash_attention_is_handed_segments_and_paths(anywhere, backend, module,
     assert calls == [(paths.max_seqlen_q, paths.max_seqlen_k, 0.0)]
 
 
-def test_on_a_cpu_nothing_else_is_taken(monkeypatch):
+def test_on_a_cpu_fp64_is_left_to_sdpa_and_what_is_for_gpus_is_refused(monkeypatch):
     batch = pack(SAMPLES, sharing="tree")
     parts = inputs(batch.input_ids.shape[1])
     assert backends.choose_backend(Layer(), parts[0], parts[2], window=None, softcap=None) == "sdpa"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -234,31 +235,37 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference(name):
     assert found.is_exact, str(found)
 
 
-def test_attention_that_is_a_little_wrong_is_found(monkeypatch):
+def around_attention(monkeypatch, function) -> None:
+    """Call `function` with the kernel before its arguments, whichever runs on a CPU."""
     from amopo.packing import attention_backends
+
+    for name in ("cpp", "sdpa"):
+        around = functools.partial(function, attention_backends.RUN[name])
+        monkeypatch.setitem(attention_backends.RUN, name, around)
+
+
+def test_attention_that_is_a_little_wrong_is_found(monkeypatch):
     from amopo.trainer.self_check import compare_with_separate_forwards
 
-    model, plain = tiny("qwen2"), attention_backends.RUN["sdpa"]
+    model = tiny("qwen2")
     assert compare_with_separate_forwards(model, make_samples(3, "suffix"), sharing="tree").is_exact
     with patch_forward(model):  # tried when it was still right
-        wrong = lambda q, k, v, paths, scaling, *rest: plain(q, k, v, paths, scaling * 1.01, *rest)  # noqa: E731
-        monkeypatch.setitem(attention_backends.RUN, "sdpa", wrong)
+        around_attention(
+            monkeypatch, lambda plain, q, k, v, paths, scaling, *rest: plain(q, k, v, paths, 1.01 * scaling, *rest)
+        )
         found = compare_with_separate_forwards(model, make_samples(3, "suffix"), sharing="tree")
     assert not found.is_exact and found.gradient > found.allowed_gradient
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])
 def test_under_autocast_attention_runs_in_half_precision(name, monkeypatch):
-    from amopo.packing import attention_backends
-
     seen = set()
-    plain = attention_backends.RUN["sdpa"]
 
-    def spy(q, k, v, *rest):
+    def spy(plain, q, k, v, *rest):
         seen.update({q.dtype, k.dtype, v.dtype})
         return plain(q, k, v, *rest)
 
-    monkeypatch.setitem(attention_backends.RUN, "sdpa", spy)
+    around_attention(monkeypatch, spy)
     model, samples = tiny(name).eval(), make_samples(3, "suffix")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), patch_forward(model):
         seen.clear()

@@ -1,0 +1,51 @@
+"""Causal attention of segments of a packed row against the root-to-leaf paths that they end.
+
+    path_attention(q[T, Hq, D], k[S, Hkv, D], v[S, Hkv, Dv], starts_q[P + 1], starts_k[P + 1], ...) -> out[T, Hq, Dv]
+
+Contract: segment p, the queries `starts_q[p] : starts_q[p + 1]`, is the end of path p, the keys
+`starts_k[p] : starts_k[p + 1]`. Query i of a segment of n, on a path of m keys, sees the keys up to m - n + i, of those
+the last `window`:
+
+    out[i] = sum_j softmax_j(scaling * q[i] . k[j]) v[j]
+
+Query heads share key-value heads in order, Hq / Hkv of them each. Scores, exponentials and sums are fp32 whatever the
+dtype; results are rounded once. Segments and heads do not see each other's numbers, and each is computed in the same
+order every time: equal inputs give equal bits, on any number of threads.
+
+Gradients, with p the probabilities and delta = sum(grad * out): dv = p^T grad, ds = p * (grad v^T - delta),
+dq = scaling ds k, dk = scaling ds^T q (Dao et al. 2022, FlashAttention, appendix B.2). Their own gradients are not
+there.
+
+C++ on a CPU alone (fp32, bf16, fp16): one parallel region over paths and key-value heads, in the forward over blocks
+of queries too. Blocks that no query of a block sees are not computed. Whoever calls it elsewhere takes torch's SDPA or a
+varlen kernel (`amopo.packing.attention_backends`); `reference.path_attention` is the specification.
+
+Memory: out, and lse [T, Hq] in fp32; inside, per thread, scores of 192 x 512 in fp32 (twice in the backward, with dk and
+dv of one path and head; and k and v of one, but for fp32).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amopo_kernels import cpp
+
+
+def path_attention(
+    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, *, scaling: float, window: int | None = None
+) -> Tensor:
+    """Attention over paths, `[T, Hq, Dv]` in the dtype of q.
+
+    Args:
+        q: `[T, Hq, D]`; k: `[S, Hkv, D]`; v: `[S, Hkv, Dv]`, all in one dtype, any strides.
+        starts_q, starts_k: int32 `[P + 1]`, ascending from 0 to T and to S.
+        scaling: factor of the scores.
+        window: keys that a query sees at most, itself among them; None: all before it.
+    Raises:
+        ValueError, TypeError: shapes, dtypes or starts that do not fit. RuntimeError: the extension was not built.
+    """
+    cpp.require()
+    if window is not None and window < 1:
+        raise ValueError(f"path_attention: a window of {window} keys; a query sees itself at least")
+    return torch.ops.amopo.path_attention(q, k, v, starts_q, starts_k, scaling, window or 0)[0]
