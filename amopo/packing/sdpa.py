@@ -51,9 +51,8 @@ def run_sdpa(
         for rows, seen in path:
             # [G, Hkv, L, D]: the heads of a group read the same keys, expanded without a copy
             piece_q = _cut(part_q, rows).unflatten(1, (-1, groups)).permute(2, 1, 0, 3)
-            piece_k, piece_v = (
-                _cut(part, seen).transpose(0, 1).expand(groups, -1, -1, -1) for part in (part_k, part_v)
-            )
+            pieces_kv = (_cut(part, seen).transpose(0, 1) for part in (part_k, part_v))
+            piece_k, piece_v = (piece.expand(groups, -1, -1, -1) for piece in pieces_kv)
             size = _size(rows, seen)
             mask = mask_of(*size) if is_masked(size) else None
             output = attend(piece_q, piece_k, piece_v, mask, scaling)

@@ -17,11 +17,11 @@ dq = scaling ds k, dk = scaling ds^T q (Dao et al. 2022, FlashAttention, appendi
 there.
 
 C++ on a CPU alone (fp32, bf16, fp16): one parallel region over paths and key-value heads, in the forward over blocks
-of queries too. Blocks that no query of a block sees are not computed. Whoever calls it elsewhere takes torch's SDPA or a
-varlen kernel (`amopo.packing.attention_backends`); `reference.path_attention` is the specification.
+of queries too. Keys that no query of a block sees are not computed. Elsewhere torch's SDPA or a varlen kernel is called
+(`amopo.packing.attention_backends`); `reference.path_attention` is the specification.
 
-Memory: out, and lse [T, Hq] in fp32; inside, per thread, scores of 192 x 512 in fp32 (twice in the backward, with dk and
-dv of one path and head; and k and v of one, but for fp32).
+Memory: out, and lse [T, Hq] in fp32. Inside, per thread: a block of scores in fp32 (192 x 512), in the backward two and
+the dk and dv of a path and head; but for fp32 also its k and v.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def path_attention(
 ) -> Tensor:
     """Causal attention of segments against the paths that they end, one after the other.
 
-    Of each (n, m) in `lengths`, query i of n sees keys max(0, m - n + i + 1 - window) to m - n + i of the path's m; query
-    heads share the key-value heads in order.
+    Of each (n, m) in `lengths`, query i of n sees keys max(0, m - n + i + 1 - window) to m - n + i of the path's m.
+    Query heads share the key-value heads in order.
 
     Args:
         q: `[T, Hq, D]`, T the sum of all n. k, v: `[S, Hkv, D]` and `[S, Hkv, Dv]`, S the sum of all m.

@@ -182,7 +182,7 @@ BAD = {
     "6 query heads do not share 4 key heads": {"k": torch.zeros(4, 4, 16), "v": torch.zeros(4, 4, 16)},
     "q, k and v must be .tokens, heads, size.": {"q": torch.zeros(4, 96)},
     "v is BFloat16, q is Float": {"v": torch.zeros(4, 2, 16, dtype=torch.bfloat16)},
-    "takes fp32, bf16 and fp16, got Double": {name: torch.zeros(4, h, 16).double() for name, h in zip("qkv", (6, 2, 2))},
+    "takes fp32, bf16 and fp16, got Double": {n: torch.zeros(4, h, 16).double() for n, h in zip("qkv", (6, 2, 2))},
     "starts must be int32": {"starts_q": torch.tensor([0, 4])},
     "segments run from 0 to 5": {"starts_q": torch.tensor([0, 5], dtype=torch.int32)},
     "paths from 0 to 3": {"starts_k": torch.tensor([0, 3], dtype=torch.int32)},
