@@ -24,7 +24,7 @@ from amopo.memory.shapes import ModelShape
 class Row:
     """A packed row: T tokens, R rows of the head, S keys of P paths; S = T where nothing is shared.
 
-    mask: numbers in the mask that a layer's attention keeps on a CPU (`amopo.packing.sdpa.kept_mask`).
+    mask: numbers in the mask that a layer's attention keeps where SDPA runs on a CPU (`amopo.packing.sdpa.kept_mask`).
     """
 
     tokens: int
@@ -72,7 +72,7 @@ def layer_saved(shape: ModelShape, row: Row, numbers: Numbers, *, lora: int | No
         "tokens": row.tokens, "keys": row.keys, "heads": shape.heads, "kv_heads": shape.kv_heads,
         "head_dim": shape.head_dim, "itemsize": c,
     }  # fmt: skip
-    kept = attention.saved(**sizes) if device == "cuda" else attention.saved_on_cpu(**sizes, mask=row.mask)
+    kept = attention.saved(**sizes, mask=row.mask, device=device)
     return row.tokens * per_token + kept
 
 

@@ -6,23 +6,26 @@
 
 with T tokens, S keys of all P paths (S = T where nothing is shared), Hq query and Hkv key-value heads of size D, and D'
 the next multiple of 32 (256 beyond 192). The last line is what flash-attention's `mha_varlen_bwd` allocates beside its
-results, in torch's copy as in the package's (flash_attn/flash_api.cpp).
+results, in torch's copy as in the package's (flash_attn/flash_api.cpp). The
+kernel for CPUs takes nothing there that grows with the row but for dk and dv of a path and head, per thread.
 """
 
 from __future__ import annotations
 
-
-def saved_on_cpu(*, tokens: int, keys: int, heads: int, kv_heads: int, head_dim: int, itemsize: int, mask: int) -> int:
-    """The same for the loop over paths of torch's SDPA (`amopo.packing.sdpa`): outputs stand twice, by path and joined,
-    and there is one mask of `mask` numbers in the dtype of the queries."""
-    rows = 3 * tokens * heads * head_dim + 2 * keys * kv_heads * head_dim
-    return (rows + mask) * itemsize + 4 * heads * tokens
+from amopo.packing.attention_backends import cpu_backend
 
 
-def saved(*, tokens: int, keys: int, heads: int, kv_heads: int, head_dim: int, itemsize: int) -> int:
-    """Bytes that one layer's attention keeps from forward to backward."""
-    rows = 2 * tokens * heads * head_dim + 2 * keys * kv_heads * head_dim
-    return rows * itemsize + 4 * heads * tokens
+def saved(
+    *, tokens: int, keys: int, heads: int, kv_heads: int, head_dim: int, itemsize: int, mask: int, device: str
+) -> int:
+    """Bytes that one layer's attention keeps from forward to backward.
+
+    On a CPU without the C++ operations that is the loop over paths of torch's SDPA (`amopo.packing.sdpa`): outputs
+    stand twice, by path and joined, and there is one mask of `mask` numbers in the dtype of the queries.
+    """
+    by_path = device == "cpu" and cpu_backend() == "sdpa"
+    rows = (3 if by_path else 2) * tokens * heads * head_dim + 2 * keys * kv_heads * head_dim
+    return (rows + (mask if by_path else 0)) * itemsize + 4 * heads * tokens
 
 
 def backward_workspace(

@@ -64,6 +64,12 @@ def choose_backend(
     raise AssertionError("sdpa runs anywhere")
 
 
+def cpu_backend() -> str:
+    """The backend of a layer without a window or a softcap on a CPU, in fp32, bf16 or fp16."""
+    call = types.SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, shape=(1, 1, _ORDINARY_HEAD))
+    return choose_backend(nn.Identity(), call, call, window=None, softcap=None)
+
+
 def _order(device: torch.device) -> tuple[str, ...]:
     return _ORDER.get(device.type, _ORDER_ELSEWHERE)
 

@@ -25,7 +25,7 @@ namespace amopo {
 namespace {
 
 constexpr std::int64_t kRows = 192; // of a block: queries times the heads that share keys, about
-constexpr std::int64_t kKeys = 512; // of a block of scores: 384 KiB in fp32, with kRows
+constexpr std::int64_t kKeys = 256; // of a block of scores: 192 KiB in fp32, with kRows
 constexpr std::int64_t kQueries = 256; // of a unit of the forward
 
 struct Unit {

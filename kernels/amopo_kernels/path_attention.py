@@ -20,7 +20,7 @@ C++ on a CPU alone (fp32, bf16, fp16): one parallel region over paths and key-va
 of queries too. Keys that no query of a block sees are not computed. Elsewhere torch's SDPA or a varlen kernel is called
 (`amopo.packing.attention_backends`); `reference.path_attention` is the specification.
 
-Memory: out, and lse [T, Hq] in fp32. Inside, per thread: a block of scores in fp32 (192 x 512), in the backward two and
+Memory: out, and lse [T, Hq] in fp32. Inside, per thread: a block of scores in fp32 (192 x 256), in the backward two and
 the dk and dv of a path and head; but for fp32 also its k and v.
 """
 

@@ -14,11 +14,11 @@ from amopo_kernels.path_attention import path_attention
 pytestmark = pytest.mark.skipif(not cpp.available()[0], reason=cpp.available()[1])
 
 # (queries, keys) of segments and their paths: one-token ones, blocks that end where paths do and beside them (64
-# queries of three heads, 512 keys), segments without a query
+# queries of three heads, 256 keys), segments without a query
 LENGTHS = {
     "short": [(3, 3), (1, 4), (5, 9), (1, 1)],
     "shared": [(70, 70), (20, 60), (0, 3), (64, 64), (128, 150)],
-    "long": [(515, 515), (2, 1026), (129, 600), (65, 577)],
+    "long": [(515, 515), (2, 1026), (129, 600), (65, 577), (1, 256), (256, 257)],
 }
 HEADS = [(6, 2, 16, 16), (3, 3, 8, 8), (4, 1, 24, 40), (1, 1, 5, 3)]  # of queries, of keys, sizes of keys and values
 # Of plain PyTorch's own error in the dtype, and what is added.

@@ -12,6 +12,7 @@ from amopo.memory import track
 from amopo.memory.known_shapes import BUILT_IN
 from amopo.memory.plan import make_plan
 from amopo.memory.settings import RunSettings, SampleShape
+from amopo_kernels.backend import cpp_available
 
 MIB = 1 << 20
 SAMPLE = SampleShape(objectives=2, prompt=40, template=8, chosen=48, rejected=32, samples=4)
@@ -144,10 +145,14 @@ def test_so_it_is_for_a_model_of_a_hundred_million_parameters(precision, checkpo
         assert found.resident["step"] >= found.peaks["step"] and found.resident_before > 0
 
 
-def test_a_plan_for_the_cpu_is_not_the_plan_for_cuda():
-    cpu = make_plan(small(), SAMPLE, RunSettings(precision="fp32", device="cpu"))
-    cuda = make_plan(small(), SAMPLE, RunSettings(precision="fp32"))
-    assert cpu.phases["forward"]["activations"] > cuda.phases["forward"]["activations"]
+def test_a_plan_for_the_cpu_knows_which_attention_runs_there(monkeypatch):
+    def activations(**device):
+        return make_plan(small(), SAMPLE, RunSettings(precision="fp32", **device)).phases["forward"]["activations"]
+
+    compiled, cuda = activations(device="cpu"), activations()
+    monkeypatch.setenv("AMOPO_ATTENTION", "sdpa")  # keeps its outputs twice, and a mask
+    assert activations(device="cpu") > cuda
+    assert compiled == (cuda if cpp_available("cpu")[0] else activations(device="cpu"))
 
 
 def test_the_allocators_largest_reservation_outlives_the_phases(monkeypatch):
