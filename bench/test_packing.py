@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from amopo.fused_loss import loss_from_logps
 from amopo.packing import pack, packed_size
 from amopo.packing.batching import best_fit_decreasing
-from bench.common import step_data
+from bench.common import attention_flops, step_data
 from bench.common.measure import REPLAY, Entrant, race, run_for_memory
 from bench.common.released_step import padded_rows, released_loss
 from bench.common.replay import replay
@@ -90,6 +90,7 @@ def counted_step(function, device, head_flops):
     The counter stands inside the watch of allocations and does not know the operator of the packed head: its FLOPs are
     given, 6NVH.
     """
+    attention_flops.register()
     counter = FlopCounterMode(display=False)
 
     def counted():
