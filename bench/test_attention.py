@@ -3,6 +3,7 @@
 Forward and backward of one layer's attention over 8 samples of K = 4 objectives, heads of a 0.5B and a 7B model:
 
     ours                gathered keys of every path, one call of the kernel that this device takes
+    sdpa                the same by torch's SDPA, path by path
     unshared            the same kernel over the same sequences written out, without sharing
     flex                FlexAttention (compiled) over the row, with the same mask as a block mask; on CPUs, where it
                         has no backward, only its output is compared
@@ -24,6 +25,7 @@ from torch import nn
 
 from amopo.packing import attention_backends, pack
 from amopo.packing.attention import tree_attention
+from amopo.packing.sdpa import run_sdpa
 from amopo_kernels.gather import gather_rows
 from bench.common.measure import REPLAY, Entrant, race, run_for_memory
 from bench.common.replay import replay
@@ -33,7 +35,7 @@ from bench.common.truth import relative_error
 
 pytestmark = pytest.mark.benchmark(timer=REPLAY)
 QUESTION = "attention"
-PROVIDERS = ("ours", "unshared", "flex", "gather", "layer")
+PROVIDERS = ("ours", "sdpa", "unshared", "flex", "gather", "layer")
 SHARING = ("pair", "tree")
 SAMPLES = {"small": 1, "full": 8}
 
@@ -77,6 +79,16 @@ class Layer(nn.Module):
 def ours(case: Case):
     def run():
         output, _ = tree_attention(Layer(), *case.leaves(), None, amopo_paths=case.paths)
+        return case.with_gradients(output, case.upstream)
+
+    return run, lambda result: result
+
+
+def sdpa(case: Case):
+    def run():
+        q, k, v = (part[0].transpose(0, 1) for part in case.leaves())
+        k, v = gather_rows(k, case.paths.keys), gather_rows(v, case.paths.keys)
+        output = run_sdpa(q, k, v, case.paths, q.shape[-1] ** -0.5, None, None)[None].contiguous()
         return case.with_gradients(output, case.upstream)
 
     return run, lambda result: result
@@ -167,7 +179,7 @@ def layer(case: Case):
     return run, None
 
 
-BUILD = {"ours": ours, "unshared": unshared, "flex": flex, "gather": gather, "layer": layer}
+BUILD = {"ours": ours, "sdpa": sdpa, "unshared": unshared, "flex": flex, "gather": gather, "layer": layer}
 
 
 def _race(session, shape, sharing):
