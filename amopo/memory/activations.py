@@ -72,7 +72,7 @@ def layer_saved(shape: ModelShape, row: Row, numbers: Numbers, *, lora: int | No
         "tokens": row.tokens, "keys": row.keys, "heads": shape.heads, "kv_heads": shape.kv_heads,
         "head_dim": shape.head_dim, "itemsize": c,
     }  # fmt: skip
-    kept = attention.saved(**sizes, mask=row.mask, device=device)
+    kept = attention.saved(**sizes, mask=row.mask, softcap=shape.attention_softcap, device=device)
     return row.tokens * per_token + kept
 
 

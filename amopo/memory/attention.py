@@ -6,24 +6,26 @@
 
 with T tokens, S keys of all P paths (S = T where nothing is shared), Hq query and Hkv key-value heads of size D, and D'
 the next multiple of 32 (256 beyond 192). The last line is what flash-attention's `mha_varlen_bwd` allocates beside its
-results, in torch's copy as in the package's (flash_attn/flash_api.cpp). The
-kernel for CPUs takes nothing there that grows with the row but for dk and dv of a path and head, per thread.
+results, in torch's copy as in the package's (flash_attn/flash_api.cpp). What the kernel for CPUs takes inside (its
+docstring has it) is not in a plan.
 """
 
 from __future__ import annotations
 
-from amopo.packing.attention_backends import cpu_backend
+from amopo.packing.attention_backends import runs_compiled_on_cpu
 
 
 def saved(
-    *, tokens: int, keys: int, heads: int, kv_heads: int, head_dim: int, itemsize: int, mask: int, device: str
-) -> int:
+    *, tokens: int, keys: int, heads: int, kv_heads: int, head_dim: int, itemsize: int, mask: int = 0,
+    softcap: float | None = None, device: str = "cuda",
+) -> int:  # fmt: skip
     """Bytes that one layer's attention keeps from forward to backward.
 
-    On a CPU without the C++ operations that is the loop over paths of torch's SDPA (`amopo.packing.sdpa`): outputs
-    stand twice, by path and joined, and there is one mask of `mask` numbers in the dtype of the queries.
+    On a CPU without the C++ kernel, or with a softcap, that is the loop over paths of torch's SDPA
+    (`amopo.packing.sdpa`): outputs stand twice, by path and joined, and there is one mask of `mask` numbers in the
+    dtype of the queries.
     """
-    by_path = device == "cpu" and cpu_backend() == "sdpa"
+    by_path = device == "cpu" and not runs_compiled_on_cpu(softcap)
     rows = (3 if by_path else 2) * tokens * heads * head_dim + 2 * keys * kv_heads * head_dim
     return (rows + (mask if by_path else 0)) * itemsize + 4 * heads * tokens
 

@@ -85,7 +85,7 @@ def backward_points(
         "tokens": t, "keys": row.keys, "heads": shape.heads, "kv_heads": shape.kv_heads,
         "head_dim": shape.head_dim, "itemsize": c,
     }  # fmt: skip
-    of_attention = attention.saved(**sizes, mask=row.mask, device=device)
+    of_attention = attention.saved(**sizes, mask=row.mask, softcap=shape.attention_softcap, device=device)
     work = attention.backward_workspace(**sizes, paths=row.paths) if device == "cuda" else 0
 
     stream = s * h  # G

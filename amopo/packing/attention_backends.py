@@ -13,7 +13,7 @@ aligned at the bottom right.
 | flash_attn_3 | CUDA (sm_90), fp16 and bf16; flash_attn_interface, one launch | yes | yes |
 
 `AMOPO_ATTENTION` asks for one by name; by default the first of cpp, varlen, flash_attn and sdpa that can do what the
-layer wants. `AMOPO_BACKEND=eager` leaves cpp out.
+layer wants. `AMOPO_BACKEND` leaves cpp out where it asks for anything else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from amopo.packing.layout import TreePaths
 from amopo.packing.sdpa import run_sdpa
-from amopo_kernels.backend import choose
+from amopo_kernels.backend import cpp_available
 
 BACKENDS = ("cpp", "varlen", "flash_attn", "flash_attn_3", "sdpa")
 # What a model that asked for flash attention is tried with first, by the name of its attention.
@@ -64,10 +64,10 @@ def choose_backend(
     raise AssertionError("sdpa runs anywhere")
 
 
-def cpu_backend() -> str:
-    """The backend of a layer without a window or a softcap on a CPU, in fp32, bf16 or fp16."""
-    call = types.SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, shape=(1, 1, _ORDINARY_HEAD))
-    return choose_backend(nn.Identity(), call, call, window=None, softcap=None)
+def runs_compiled_on_cpu(softcap: float | None = None) -> bool:
+    """Whether a layer on a CPU, in fp32, bf16 or fp16, gets the C++ kernel."""
+    call = types.SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    return os.environ.get("AMOPO_ATTENTION", "") in ("", "cpp") and _cpp_cannot(call, softcap) is None
 
 
 def _order(device: torch.device) -> tuple[str, ...]:
@@ -109,8 +109,10 @@ def _cpp_cannot(query: Tensor, softcap: float | None) -> str | None:
         return f"it takes fp32, bf16 and fp16, not {query.dtype}"
     if softcap is not None:
         return "it has no softcap"
-    chosen, reason = choose("path_attention", "cpu")
-    return None if chosen == "cpp" else f"{chosen} kernels run: {reason}"
+    if (asked := os.environ.get("AMOPO_BACKEND", "")) not in ("", "cpp"):
+        return f"AMOPO_BACKEND={asked} leaves it out"
+    there, reason = cpp_available("cpu")
+    return None if there else reason
 
 
 def describe(devices: Sequence[str]) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 // Softmax of a row of attention scores and its gradient, in fp32; compiled once per CPU capability.
 #include "exponential.h"
 #include "kernels.h"
+#include "lanes.h"
 
 #include <ATen/cpu/vec/vec.h>
 
@@ -13,28 +14,6 @@ void fill_attention_kernels(Kernels& table);
 
 namespace {
 
-constexpr std::int64_t kLanes = Vec::size();
-
-inline float largest(const Vec& value) {
-  float lanes[kLanes];
-  value.store(lanes);
-  float found = lanes[0];
-  for (std::int64_t lane = 1; lane < kLanes; ++lane) {
-    found = lanes[lane] > found ? lanes[lane] : found;
-  }
-  return found;
-}
-
-inline float total(const Vec& value) {
-  float lanes[kLanes];
-  value.store(lanes);
-  float sum = 0.0f;
-  for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    sum += lanes[lane];
-  }
-  return sum;
-}
-
 // A NaN among the scores may be skipped by the maximum; it shows in the sum.
 float exponentials(float* scores, std::int64_t size, Softmax& state) {
   const float lowest = -std::numeric_limits<float>::infinity();
@@ -46,8 +25,8 @@ float exponentials(float* scores, std::int64_t size, Softmax& state) {
   if (rest > 0) {
     highest = at::vec::maximum(highest, Vec::set(Vec(lowest), Vec::loadu(scores + whole, rest), rest));
   }
-  const float before = state.maximum, found = largest(highest), maximum = found > before ? found : before;
-  // where all scores are -inf so far, they are their own exponentials' logarithm about 0
+  const float before = state.maximum, found = largest_lane(highest), maximum = found > before ? found : before;
+  // -inf less -inf would be NaN; a row of nothing else has the sum 0 and becomes NaN at its end
   const Vec about(maximum == lowest ? 0.0f : maximum);
   Vec sum(0.0f);
   for (std::int64_t i = 0; i < whole; i += kLanes) {
@@ -63,7 +42,7 @@ float exponentials(float* scores, std::int64_t size, Softmax& state) {
   float rescale[kLanes];
   exponential(Vec(before == lowest ? -88.0f : before - maximum)).store(rescale);
   const float factor = before == lowest ? 0.0f : rescale[0];
-  state = {maximum, state.sum * factor + total(sum)};
+  state = {maximum, state.sum * factor + static_cast<float>(add_lanes(sum))};
   return factor;
 }
 

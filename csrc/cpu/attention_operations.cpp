@@ -37,8 +37,14 @@ Heads heads_of(const Tensor& tensor) {
   return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
 }
 
-void check_heads(const Tensor& tensor, const Tensor& q, const char* what) {
-  TORCH_CHECK_VALUE(tensor.dim() == 3, "amopo: ", what, " must be [tokens, heads, size], got ", tensor.sizes());
+void check_dimensions(const Tensor& a, const Tensor& b, const Tensor& c) {
+  for (const Tensor* tensor : {&a, &b, &c}) {
+    TORCH_CHECK_VALUE(
+        tensor->dim() == 3, "amopo: queries, keys and values must be [tokens, heads, size], got ", tensor->sizes());
+  }
+}
+
+void check_dtype(const Tensor& tensor, const Tensor& q, const char* what) {
   TORCH_CHECK_TYPE(
       tensor.scalar_type() == q.scalar_type(), "amopo: ", what, " is ", tensor.scalar_type(), ", q is ",
       q.scalar_type());
@@ -62,23 +68,23 @@ void check_starts(const Tensor& starts_q, const Tensor& starts_k, int64_t querie
       q[paths], " and paths from ", k[0], " to ", k[paths], ", but there are ", queries, " queries and ", keys,
       " keys");
   for (int64_t p = 0; p < paths; ++p) {
+    const int64_t of_segment = int64_t{q[p + 1]} - q[p], of_path = int64_t{k[p + 1]} - k[p];
     TORCH_CHECK_VALUE(
-        q[p] <= q[p + 1] && q[p + 1] - q[p] <= k[p + 1] - k[p], "amopo: segment ", p, " has ", q[p + 1] - q[p],
-        " queries and its path ", k[p + 1] - k[p], " keys; the segment is the end of its path");
+        0 <= of_segment && of_segment <= of_path, "amopo: segment ", p, " has ", of_segment, " queries and its path ",
+        of_path, " keys; the segment is the end of its path");
   }
 }
 
 AttentionCall call_of(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse, const Tensor& starts_q,
     const Tensor& starts_k, double scaling, int64_t window) {
-  TORCH_CHECK_VALUE(q.dim() == 3, "amopo: q must be [tokens, heads, size], got ", q.sizes());
-  check_heads(k, q, "k");
-  check_heads(v, q, "v");
+  check_dtype(k, q, "k");
+  check_dtype(v, q, "v");
   TORCH_CHECK_VALUE(
       k.size(0) == v.size(0) && k.size(1) == v.size(1) && k.size(2) == q.size(2), "amopo: keys ", k.sizes(),
       " and values ", v.sizes(), " do not fit to each other and to queries ", q.sizes());
   TORCH_CHECK_VALUE(
-      k.size(1) > 0 && q.size(1) % k.size(1) == 0, "amopo: ", q.size(1), " query heads do not share ", k.size(1),
+      k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0, "amopo: ", q.size(1), " query heads do not share ", k.size(1),
       " key heads evenly");
   TORCH_CHECK_VALUE(q.size(2) > 0 && v.size(2) > 0, "amopo: heads of size 0");
   TORCH_CHECK_VALUE(window >= 0, "amopo: a window of ", window, " keys; 0 is none");
@@ -93,7 +99,7 @@ AttentionCall call_of(
 std::tuple<Tensor, Tensor> path_attention_op(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts_q, const Tensor& starts_k, double scaling,
     int64_t window) {
-  TORCH_CHECK_VALUE(q.dim() == 3 && v.dim() == 3, "amopo: q, k and v must be [tokens, heads, size]");
+  check_dimensions(q, k, v);
   const Tensor own_q = with_unit_stride(q), own_k = with_unit_stride(k), own_v = with_unit_stride(v);
   const Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
   const Tensor lse = at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
@@ -104,9 +110,10 @@ std::tuple<Tensor, Tensor> path_attention_op(
 std::tuple<Tensor, Tensor, Tensor> path_attention_backward_op(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
     const Tensor& starts_q, const Tensor& starts_k, double scaling, int64_t window) {
-  TORCH_CHECK_VALUE(q.dim() == 3 && v.dim() == 3, "amopo: q, k and v must be [tokens, heads, size]");
-  check_heads(grad, q, "the gradient");
-  check_heads(out, q, "out");
+  check_dimensions(q, k, v);
+  check_dimensions(grad, out, q);
+  check_dtype(grad, q, "the gradient");
+  check_dtype(out, q, "out");
   const std::array<int64_t, 3> shape{q.size(0), q.size(1), v.size(2)};
   const at::IntArrayRef sizes(shape);
   TORCH_CHECK_VALUE(

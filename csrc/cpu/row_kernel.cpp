@@ -1,6 +1,7 @@
 // The element-wise loops of the row pass; compiled once per CPU capability.
 #include "exponential.h"
 #include "kernels.h"
+#include "lanes.h"
 
 #include <ATen/cpu/vec/functional.h>
 
@@ -11,7 +12,6 @@ namespace amopo {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr std::int64_t kLanes = Vec::size();
 constexpr std::int64_t kStep = 2 * kLanes; // one vector of a 16-bit type
 constexpr std::int64_t kBlock = 1024; // terms added up in one go: 32 to 64 per lane, so that fp32 sums do not drift
 // Bytes that are asked for ahead: hardware prefetching stops at every page, which this loop feels (52 against 45 ms for
@@ -85,26 +85,6 @@ inline Pair transformed(const Span& span, std::int64_t column, std::int64_t coun
 inline Vec damped(const Vec& value, const Vec& z, const Vec& inverse_cap) {
   const Vec ratio = z * inverse_cap;
   return value * at::vec::fnmadd(ratio, ratio, Vec(1.0f));
-}
-
-inline double add_lanes(const Vec& value) {
-  float lanes[kLanes];
-  value.store(lanes);
-  double sum = 0.0;
-  for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    sum += lanes[lane];
-  }
-  return sum;
-}
-
-inline float largest_lane(const Vec& value) {
-  float lanes[kLanes];
-  value.store(lanes);
-  float largest = lanes[0];
-  for (std::int64_t lane = 1; lane < kLanes; ++lane) {
-    largest = lanes[lane] > largest ? lanes[lane] : largest;
-  }
-  return largest;
 }
 
 // clamp_min(a, b) gives a where b is NaN: NaN never enters the maximum.

@@ -25,7 +25,7 @@ from amopo_kernels.products import choose_products, cpu_has_native
 
 OPERATIONS = ("row_pass", "tile_pass", "scale_rows", "sequence_stats", "mobt", "gather_rows")
 BACKENDS = ("triton", "cpp", "eager")
-_CPP_OPERATIONS = ("row_pass", "tile_pass", "sequence_stats", "mobt", "path_attention")
+_CPP_OPERATIONS = ("row_pass", "tile_pass", "sequence_stats", "mobt")
 _MODULES = {"triton": "amopo_kernels.triton.launch", "cpp": "amopo_kernels.cpp"}
 
 

@@ -2,8 +2,8 @@
 
 `available()` says whether they were built, and which CPU capability runs (DEFAULT, AVX2 or AVX512: torch's choice,
 `ATEN_CPU_CAPABILITY` included) or why they were not. `row_pass` and `tile_pass` stand for those of `row_pass.py`,
-`sequence_stats` for `segments.sequence_stats` without its gradient, `mobt` for `mobt.mobt_eager`; `path_attention` is
-that of `path_attention.py`.
+`sequence_stats` for `segments.sequence_stats` without its gradient, `mobt` for `mobt.mobt_eager`. What C++ alone has
+is called in its own module (`path_attention.py`).
 
 logits: fp32 (G in fp32, bf16 or fp16), bf16 or fp16 (G in the same dtype), unit column stride; everything else fp32;
 targets, offsets, sample ids int64. fp64 raises: it stays with the eager form. Memory: nothing beyond the outputs.

@@ -1,9 +1,11 @@
-"""One schema per element-wise operation, which the eager form, the C++ form and the compiler share.
+"""One schema per operation, which the eager form, the C++ form and the compiler share.
 
-`torch.ops.amopo.<name>` for row_pass, row_pass_, tile_pass, tile_pass_, segment_moments and weighted_loss. Eager
-PyTorch is registered for every device; where the C++ extension is loaded it takes over on the CPU (all but fp64). A
-name with a trailing underscore writes G over the logits. No operation with an eager form carries a gradient: their
-callers do. path_attention has C++ alone, and its gradient.
+`torch.ops.amopo.<name>` for row_pass, row_pass_, tile_pass, tile_pass_, segment_moments and weighted_loss, which are
+element-wise. Eager PyTorch is registered for every device; where the C++ extension is loaded it takes over on the CPU
+(all but fp64). A name with a trailing underscore writes G over the logits. No gradient is registered: their callers
+have them.
+
+path_attention and path_attention_backward have C++ alone, and the first its gradient; gradients of gradients raise.
 
     row_pass         numerics of `row_pass.py`: logits [C, V] -> logp, reference, mass, factor [C]; G -> out (optional)
     tile_pass        G of a vocabulary tile from a row's reference, mass and factor
@@ -163,3 +165,10 @@ def _attention_gradients(ctx, grad, _):
 torch.library.register_autograd(
     "amopo::path_attention", _attention_gradients, setup_context=_keep_attention, lib=_LIBRARY
 )
+
+
+def _no_second_gradient(ctx, *grads):
+    raise RuntimeError("amopo::path_attention has no gradients of gradients: its backward cannot be differentiated")
+
+
+torch.library.register_autograd("amopo::path_attention_backward", _no_second_gradient, lib=_LIBRARY)

@@ -13,15 +13,18 @@ dtype; results are rounded once. Segments and heads do not see each other's numb
 order every time: equal inputs give equal bits, on any number of threads.
 
 Gradients, with p the probabilities and delta = sum(grad * out): dv = p^T grad, ds = p * (grad v^T - delta),
-dq = scaling ds k, dk = scaling ds^T q (Dao et al. 2022, FlashAttention, appendix B.2). Their own gradients are not
-there.
+dq = scaling ds k, dk = scaling ds^T q (Dao et al. 2022, FlashAttention, appendix B.2). They cannot be differentiated
+again, and forward-mode derivatives are not there.
 
 C++ on a CPU alone (fp32, bf16, fp16): one parallel region over paths and key-value heads, in the forward over blocks
 of queries too. Keys that no query of a block sees are not computed. Elsewhere torch's SDPA or a varlen kernel is called
 (`amopo.packing.attention_backends`); `reference.path_attention` is the specification.
 
+In the backward a path and head is one piece of work: a row of one path with two key-value heads keeps two threads busy.
+
 Memory: out, and lse [T, Hq] in fp32. Inside, per thread: a block of scores in fp32 (192 x 256), in the backward two and
-the dk and dv of a path and head; but for fp32 also its k and v.
+the dk and dv of a path and head, 4 (D + Dv) bytes for each of the longest path's keys; but for fp32 as much again, in
+both directions, for its k and v.
 """
 
 from __future__ import annotations
@@ -43,9 +46,13 @@ def path_attention(
         scaling: factor of the scores.
         window: keys that a query sees at most, itself among them; None: all before it.
     Raises:
-        ValueError, TypeError: shapes, dtypes or starts that do not fit. RuntimeError: the extension was not built.
+        ValueError, TypeError: shapes, dtypes, devices or starts that do not fit. RuntimeError: the extension was not
+        built; and a second derivative.
     """
     cpp.require()
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("starts_q", starts_q), ("starts_k", starts_k)):
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(f"path_attention runs on the CPU, {name} is on {tensor.device}: use a varlen kernel")
     if window is not None and window < 1:
         raise ValueError(f"path_attention: a window of {window} keys; a query sees itself at least")
     return torch.ops.amopo.path_attention(q, k, v, starts_q, starts_k, scaling, window or 0)[0]

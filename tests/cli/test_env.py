@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from amopo.packing import attention_backends
+from amopo_kernels.backend import cpp_available
 
 
-def test_the_attention_that_is_shown_is_the_one_that_a_layer_gets():
+@pytest.mark.skipif(not cpp_available("cpu")[0], reason="the C++ operations were not built")
+def test_the_attention_that_is_shown_is_the_one_that_a_layer_gets(monkeypatch):
+    for name in ("AMOPO_ATTENTION", "AMOPO_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
     for row in attention_backends.describe(["cpu"]):
         query = torch.zeros(1, 1, 128, dtype=getattr(torch, row["inputs"]))
         assert row["backend"] == attention_backends.choose_backend(
@@ -20,10 +24,15 @@ def test_the_attention_that_is_shown_is_the_one_that_a_layer_gets():
         assert row["backend"] == "cpp" and row["reason"] == "the first of its order"
 
 
-def test_without_the_compiled_operations_the_reason_says_so(monkeypatch):
-    monkeypatch.setenv("AMOPO_BACKEND", "eager")
+@pytest.mark.parametrize("asked", ["eager", "triton"])
+def test_without_the_compiled_operations_the_reason_says_so(asked, monkeypatch):
+    monkeypatch.setenv("AMOPO_BACKEND", asked)
     for row in attention_backends.describe(["cpu"]):
-        assert row["backend"] == "sdpa" and "eager kernels run: set by AMOPO_BACKEND" in row["reason"]
+        assert row["backend"] == "sdpa" and row["reason"] == f"not cpp: AMOPO_BACKEND={asked} leaves it out"
+    monkeypatch.delenv("AMOPO_BACKEND")
+    monkeypatch.setattr(attention_backends, "cpp_available", lambda device: (False, "they were not built; build them"))
+    for row in attention_backends.describe(["cpu"]):
+        assert row["backend"] == "sdpa" and row["reason"] == "not cpp: they were not built; build them"
 
 
 def test_on_a_gpu_the_reason_names_what_came_before(monkeypatch):

@@ -8,6 +8,7 @@ as before it. What is still held after `PATIENCE` is held for good, and is count
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,8 @@ def settle(bytes_held: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while _live() > bytes_held and time.monotonic() < deadline:
         time.sleep(0.001)
+    if (more := _live() - bytes_held) > 0:
+        print(f"{more} bytes of a collective are held after {PATIENCE} s", file=sys.stderr)
 
 
 def _settled(collective: Callable[..., Any]) -> Callable[..., Any]:

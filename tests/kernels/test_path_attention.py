@@ -141,14 +141,20 @@ def test_later_tokens_are_not_seen_by_a_bit():
     k[250:], v[250:] = torch.nan, torch.nan  # a block of queries that sees some of them reads them, and masks them
     after = ours(lengths, q, k, v, grad)[0]
     assert torch.equal(before[:128], after[:128]) and after[150:].isnan().all()
+    k[250:], v[250:] = torch.randn(k[250:].shape), torch.randn(v[250:].shape)
+    after = ours(lengths, q, k, v, grad)[0]
+    assert torch.equal(before[:150], after[:150]) and not torch.equal(before[150:], after[150:])
 
 
-def test_runs_are_equal_to_the_bit_on_any_number_of_threads():
-    lengths = LENGTHS["long"]
-    parts = numbers(lengths, HEADS[0])
+@pytest.mark.parametrize(
+    ("lengths", "heads"),
+    [(LENGTHS["long"], HEADS[0]), ([(200, 200)], (8, 1, 128, 128)), ([(700, 700)], (14, 1, 64, 64))],
+)
+def test_runs_are_equal_to_the_bit_on_any_number_of_threads(lengths, heads):
+    parts = numbers(lengths, heads)
     before, runs = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3, 3):
+        for threads in (1, 2, 3, 4, 4):
             torch.set_num_threads(threads)
             runs.append(ours(lengths, *parts))
     finally:
@@ -177,10 +183,53 @@ def test_the_operator_is_one_that_the_compiler_knows():
     torch.library.opcheck(torch.ops.amopo.path_attention, arguments)
 
 
+@pytest.mark.parametrize("dtype", ALLOWED)
+def test_every_number_of_the_results_is_written(dtype):
+    """Memory that is taken is filled with NaN first, the kernel's own as well."""
+    lengths = [*LENGTHS["shared"], (0, 7)]
+    parts = numbers(lengths, HEADS[0], dtype)
+    expected = ours(lengths, *parts, window=30)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = ours(lengths, *parts, window=30)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(found, expected, strict=True))
+
+
+def test_frozen_keys_a_second_backward_and_none_at_all():
+    lengths, both = LENGTHS["short"], (starts(LENGTHS["short"], 0), starts(LENGTHS["short"], 1))
+    q, k, v, grad = numbers(lengths, HEADS[0])
+    expected = ours(lengths, q, k, v, grad)
+    q.requires_grad_()
+    out = path_attention(q, k, v, *both, scaling=0.3)
+    for _ in range(2):
+        assert torch.equal(torch.autograd.grad(out, q, grad, retain_graph=True)[0], expected[1])
+    with torch.no_grad():
+        assert torch.equal(path_attention(q, k, v, *both, scaling=0.3), expected[0])
+    with torch.inference_mode():
+        assert torch.equal(path_attention(q, k, v, *both, scaling=0.3), expected[0])
+
+
+def test_gradients_of_gradients_are_refused():
+    lengths, both = LENGTHS["short"], (starts(LENGTHS["short"], 0), starts(LENGTHS["short"], 1))
+    q, k, v, _ = numbers(lengths, HEADS[0])
+    out = path_attention(q.requires_grad_(), k, v, *both, scaling=0.3)
+    (first,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no gradients of gradients"):
+        first.square().sum().backward()
+
+
 BAD = {
     "keys .* do not fit": {"k": torch.zeros(4, 2, 8)},
     "6 query heads do not share 4 key heads": {"k": torch.zeros(4, 4, 16), "v": torch.zeros(4, 4, 16)},
-    "q, k and v must be .tokens, heads, size.": {"q": torch.zeros(4, 96)},
+    "values must be .tokens, heads, size., got .4, 96.": {"q": torch.zeros(4, 96)},
+    "values must be .tokens, heads, size., got .4, 32.": {"k": torch.zeros(4, 32)},
+    "0 query heads do not share 2 key heads": {"q": torch.zeros(4, 0, 16)},
+    "segment 1 has 1 queries and its path -4": {
+        "starts_q": torch.tensor([0, 1, 2, 4], dtype=torch.int32),
+        "starts_k": torch.tensor([0, 2_000_000_000, -2_000_000_000, 4], dtype=torch.int32),
+    },
     "v is BFloat16, q is Float": {"v": torch.zeros(4, 2, 16, dtype=torch.bfloat16)},
     "takes fp32, bf16 and fp16, got Double": {n: torch.zeros(4, h, 16).double() for n, h in zip("qkv", (6, 2, 2))},
     "starts must be int32": {"starts_q": torch.tensor([0, 4])},

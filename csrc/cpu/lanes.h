@@ -1,0 +1,32 @@
+// Over the lanes of one vector of floats.
+#pragma once
+
+#include "exponential.h"
+
+namespace amopo {
+inline namespace CPU_CAPABILITY {
+
+constexpr std::int64_t kLanes = Vec::size();
+
+inline double add_lanes(const Vec& value) {
+  float lanes[kLanes];
+  value.store(lanes);
+  double sum = 0.0;
+  for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+    sum += lanes[lane];
+  }
+  return sum;
+}
+
+inline float largest_lane(const Vec& value) {
+  float lanes[kLanes];
+  value.store(lanes);
+  float largest = lanes[0];
+  for (std::int64_t lane = 1; lane < kLanes; ++lane) {
+    largest = lanes[lane] > largest ? lanes[lane] : largest;
+  }
+  return largest;
+}
+
+} // namespace CPU_CAPABILITY
+} // namespace amopo
