@@ -21,9 +21,9 @@ def saved(
 ) -> int:  # fmt: skip
     """Bytes that one layer's attention keeps from forward to backward.
 
-    On a CPU without the C++ kernel, or with a softcap, that is the loop over paths of torch's SDPA
-    (`amopo.packing.sdpa`): outputs stand twice, by path and joined, and there is one mask of `mask` numbers in the
-    dtype of the queries.
+    On a CPU without the C++ kernel that is the loop over paths of torch's SDPA (`amopo.packing.sdpa`): outputs stand
+    twice, by path and joined, and there is one mask of `mask` numbers in the dtype of the queries. With a softcap its
+    products are written out there, and the scores that they keep are not in a plan.
     """
     by_path = device == "cpu" and not runs_compiled_on_cpu(softcap)
     rows = (3 if by_path else 2) * tokens * heads * head_dim + 2 * keys * kv_heads * head_dim

@@ -14,7 +14,7 @@ order every time: equal inputs give equal bits, on any number of threads.
 
 Gradients, with p the probabilities and delta = sum(grad * out): dv = p^T grad, ds = p * (grad v^T - delta),
 dq = scaling ds k, dk = scaling ds^T q (Dao et al. 2022, FlashAttention, appendix B.2). They cannot be differentiated
-again, and forward-mode derivatives are not there.
+again, and neither forward-mode derivatives nor torch.func.grad are there.
 
 C++ on a CPU alone (fp32, bf16, fp16): one parallel region over paths and key-value heads, in the forward over blocks
 of queries too. Keys that no query of a block sees are not computed. Elsewhere torch's SDPA or a varlen kernel is called
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from amopo_kernels import cpp
 
@@ -51,8 +52,12 @@ def path_attention(
     """
     cpp.require()
     for name, tensor in (("q", q), ("k", k), ("v", v), ("starts_q", starts_q), ("starts_k", starts_k)):
-        if tensor.device.type not in ("cpu", "meta"):
+        if tensor.device.type not in ("cpu", "meta") or tensor.device != q.device:
             raise ValueError(f"path_attention runs on the CPU, {name} is on {tensor.device}: use a varlen kernel")
+        if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"path_attention has no forward-mode derivatives, {name} has a tangent: use SDPA"
+            )
     if window is not None and window < 1:
         raise ValueError(f"path_attention: a window of {window} keys; a query sees itself at least")
     return torch.ops.amopo.path_attention(q, k, v, starts_q, starts_k, scaling, window or 0)[0]

@@ -220,6 +220,13 @@ def test_gradients_of_gradients_are_refused():
         first.square().sum().backward()
 
 
+def test_forward_mode_derivatives_are_refused():
+    lengths, both = LENGTHS["short"], (starts(LENGTHS["short"], 0), starts(LENGTHS["short"], 1))
+    q, k, v, _ = numbers(lengths, HEADS[0])
+    with pytest.raises(RuntimeError, match="no forward-mode derivatives, v has a tangent"):
+        torch.func.jvp(lambda v: path_attention(q, k, v, *both, scaling=0.3), (v,), (torch.ones_like(v),))
+
+
 BAD = {
     "keys .* do not fit": {"k": torch.zeros(4, 2, 8)},
     "6 query heads do not share 4 key heads": {"k": torch.zeros(4, 4, 16), "v": torch.zeros(4, 4, 16)},
@@ -240,6 +247,7 @@ BAD = {
         "starts_q": torch.tensor([0, 1, 4], dtype=torch.int32), "starts_k": torch.tensor([0, 3, 4], dtype=torch.int32),
     },
     "window of 0 keys": {"window": 0},
+    "starts_k is on meta": {"starts_k": torch.zeros(2, dtype=torch.int32, device="meta")},
 }  # fmt: skip
 
 
