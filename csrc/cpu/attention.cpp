@@ -51,8 +51,8 @@ class Forward : Attention {
     for (std::int64_t key = start; key < end; key += kKeys) {
       const std::int64_t size = std::min(kKeys, end - key);
       at::Tensor s = matrix(scores, count, size, size);
-      at::cpu::mm_out(
-          s, matrix(q, count, call_.size_k, call_.size_k), transposed(k + key * stride_k, size, call_.size_k, stride_k));
+      const at::Tensor seen = transposed(k + key * stride_k, size, call_.size_k, stride_k);
+      at::cpu::mm_out(s, matrix(q, count, call_.size_k, call_.size_k), seen);
       for (std::int64_t row = 0; row < count; ++row) {
         const std::int64_t query = first + row / group_;
         float* own = scores + row * size;

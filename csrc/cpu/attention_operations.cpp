@@ -84,7 +84,8 @@ AttentionCall call_of(
       k.size(0) == v.size(0) && k.size(1) == v.size(1) && k.size(2) == q.size(2), "amopo: keys ", k.sizes(),
       " and values ", v.sizes(), " do not fit to each other and to queries ", q.sizes());
   TORCH_CHECK_VALUE(
-      k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0, "amopo: ", q.size(1), " query heads do not share ", k.size(1),
+      k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0, "amopo: ", q.size(1),
+      " query heads do not share ", k.size(1),
       " key heads evenly");
   TORCH_CHECK_VALUE(q.size(2) > 0 && v.size(2) > 0, "amopo: heads of size 0");
   TORCH_CHECK_VALUE(window >= 0, "amopo: a window of ", window, " keys; 0 is none");

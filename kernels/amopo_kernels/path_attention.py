@@ -55,9 +55,7 @@ def path_attention(
         if tensor.device.type not in ("cpu", "meta") or tensor.device != q.device:
             raise ValueError(f"path_attention runs on the CPU, {name} is on {tensor.device}: use a varlen kernel")
         if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise RuntimeError(
-                f"path_attention has no forward-mode derivatives, {name} has a tangent: use SDPA"
-            )
+            raise RuntimeError(f"path_attention has no forward-mode derivatives, {name} has a tangent: use SDPA")
     if window is not None and window < 1:
         raise ValueError(f"path_attention: a window of {window} keys; a query sees itself at least")
     return torch.ops.amopo.path_attention(q, k, v, starts_q, starts_k, scaling, window or 0)[0]
