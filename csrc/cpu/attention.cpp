@@ -51,15 +51,13 @@ class Forward : Attention {
     for (std::int64_t key = start; key < end; key += kKeys) {
       const std::int64_t size = std::min(kKeys, end - key);
       at::Tensor s = matrix(scores, count, size, size);
-      const at::Tensor seen = transposed(k + key * stride_k, size, call_.size_k, stride_k);
-      at::cpu::mm_out(s, matrix(q, count, call_.size_k, call_.size_k), seen);
+      const at::Tensor own_keys = transposed(k + key * stride_k, size, call_.size_k, stride_k);
+      at::cpu::mm_out(s, matrix(q, count, call_.size_k, call_.size_k), own_keys);
       for (std::int64_t row = 0; row < count; ++row) {
         const std::int64_t query = first + row / group_;
         float* own = scores + row * size;
-        const std::int64_t from = std::clamp<std::int64_t>(first_key(unit.path, query) - key, 0, size);
-        const std::int64_t to = std::clamp<std::int64_t>(end_key(unit.path, query) - key, from, size);
-        std::fill(own, own + from, 0.0f);
-        std::fill(own + to, own + size, 0.0f);
+        const auto [from, to] = seen(unit.path, query, key, size);
+        clear_unseen(own, from, to, size);
         const float rescale = from == to ? 1.0f : kernels().exponentials(own + from, to - from, softmax[row]);
         if (key > start && rescale != 1.0f) {
           float* earlier = out + row * call_.size_v;
@@ -141,11 +139,9 @@ class Backward : Attention {
       at::cpu::mm_out(ds, grad, transposed(a.v + key * a.stride_v, size, size_v, a.stride_v));
       for (std::int64_t row = 0; row < count; ++row) {
         const std::int64_t query = first + row / group_;
-        const std::int64_t from = std::clamp<std::int64_t>(first_key(unit.path, query) - key, 0, size);
-        const std::int64_t to = std::clamp<std::int64_t>(end_key(unit.path, query) - key, from, size);
+        const auto [from, to] = seen(unit.path, query, key, size);
         for (float* own : {a.scores + row * size, a.slopes + row * size}) {
-          std::fill(own, own + from, 0.0f);
-          std::fill(own + to, own + size, 0.0f);
+          clear_unseen(own, from, to, size);
         }
         const std::int64_t where = (call_.starts_q[unit.path] + query) * call_.query_heads;
         const float lse = call_.lse[where + unit.head * group_ + row % group_];

@@ -14,6 +14,7 @@ void fill_attention_kernels(Kernels& table);
 
 namespace {
 
+constexpr std::int64_t kLanes = Vec::size();
 // A NaN among the scores may be skipped by the maximum; it shows in the sum.
 float exponentials(float* scores, std::int64_t size, Softmax& state) {
   const float lowest = -std::numeric_limits<float>::infinity();

@@ -1,5 +1,6 @@
 // path_attention and its backward on tensors: checks, then raw memory. Schemas stand in amopo_kernels/operations.py.
 #include "attention.h"
+#include "tensor_checks.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -15,19 +16,6 @@ namespace amopo {
 namespace {
 
 using at::Tensor;
-
-Dtype dtype_of(const Tensor& q) {
-  switch (q.scalar_type()) {
-    case at::kFloat:
-      return Dtype::Float;
-    case at::kBFloat16:
-      return Dtype::BFloat16;
-    case at::kHalf:
-      return Dtype::Half;
-    default:
-      TORCH_CHECK_TYPE(false, "amopo: path_attention takes fp32, bf16 and fp16, got ", q.scalar_type());
-  }
-}
 
 Tensor with_unit_stride(const Tensor& tensor) {
   return tensor.size(2) <= 1 || tensor.stride(2) == 1 ? tensor : tensor.contiguous();
@@ -91,7 +79,7 @@ AttentionCall call_of(
   TORCH_CHECK_VALUE(window >= 0, "amopo: a window of ", window, " keys; 0 is none");
   check_starts(starts_q, starts_k, q.size(0), k.size(0));
   return {
-      dtype_of(q), starts_q.const_data_ptr<int32_t>(), starts_k.const_data_ptr<int32_t>(), starts_q.size(0) - 1,
+      dtype_of(q, "q"), starts_q.const_data_ptr<int32_t>(), starts_k.const_data_ptr<int32_t>(), starts_q.size(0) - 1,
       q.size(1), k.size(1), q.size(2), v.size(2), window > 0 ? window : std::numeric_limits<int32_t>::max(),
       static_cast<float>(scaling), heads_of(q), heads_of(k), heads_of(v), heads_of(out),
       const_cast<float*>(lse.const_data_ptr<float>())};

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <utility>
 #include <vector>
 
 namespace amopo {
@@ -114,6 +115,18 @@ class Attention {
   }
   std::int64_t end_key(std::int64_t path, std::int64_t query) const {
     return keys(path) - queries(path) + query + 1;
+  }
+
+  // Of a block of `size` keys from `key` on, those that a query sees: [from, to).
+  std::pair<std::int64_t, std::int64_t> seen(
+      std::int64_t path, std::int64_t query, std::int64_t key, std::int64_t size) const {
+    const std::int64_t from = std::clamp<std::int64_t>(first_key(path, query) - key, 0, size);
+    return {from, std::clamp<std::int64_t>(end_key(path, query) - key, from, size)};
+  }
+  // Zeros for the others.
+  static void clear_unseen(float* row, std::int64_t from, std::int64_t to, std::int64_t size) {
+    std::fill(row, row + from, 0.0f);
+    std::fill(row + to, row + size, 0.0f);
   }
 
   std::vector<Unit> units(std::int64_t queries_at_once) const {

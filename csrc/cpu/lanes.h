@@ -1,4 +1,4 @@
-// Over the lanes of one vector of floats.
+// Over the lanes of one vector.
 #pragma once
 
 #include "exponential.h"
@@ -6,10 +6,10 @@
 namespace amopo {
 inline namespace CPU_CAPABILITY {
 
-constexpr std::int64_t kLanes = Vec::size();
-
-inline double add_lanes(const Vec& value) {
-  float lanes[kLanes];
+template <typename T>
+double add_lanes(const at::vec::Vectorized<T>& value) {
+  constexpr std::int64_t kLanes = at::vec::Vectorized<T>::size();
+  T lanes[kLanes];
   value.store(lanes);
   double sum = 0.0;
   for (std::int64_t lane = 0; lane < kLanes; ++lane) {
@@ -19,6 +19,7 @@ inline double add_lanes(const Vec& value) {
 }
 
 inline float largest_lane(const Vec& value) {
+  constexpr std::int64_t kLanes = Vec::size();
   float lanes[kLanes];
   value.store(lanes);
   float largest = lanes[0];

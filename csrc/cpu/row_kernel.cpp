@@ -12,6 +12,7 @@ namespace amopo {
 inline namespace CPU_CAPABILITY {
 namespace {
 
+constexpr std::int64_t kLanes = Vec::size();
 constexpr std::int64_t kStep = 2 * kLanes; // one vector of a 16-bit type
 constexpr std::int64_t kBlock = 1024; // terms added up in one go: 32 to 64 per lane, so that fp32 sums do not drift
 // Bytes that are asked for ahead: hardware prefetching stops at every page, which this loop feels (52 against 45 ms for

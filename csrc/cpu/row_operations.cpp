@@ -12,21 +12,6 @@ namespace {
 
 using at::Tensor;
 
-Dtype dtype_of(const Tensor& tensor, const char* what) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return Dtype::Float;
-    case at::kBFloat16:
-      return Dtype::BFloat16;
-    case at::kHalf:
-      return Dtype::Half;
-    default:
-      TORCH_CHECK_TYPE(
-          false, "amopo: ", what, " must be float32, bfloat16 or float16, got ", tensor.scalar_type(),
-          "; the eager form takes float64");
-  }
-}
-
 RowArguments row_arguments(
     const Tensor& logits,
     const Tensor& targets,

@@ -1,5 +1,6 @@
 // Moments of one sequence's token probabilities, in double, and this capability's table; compiled once per capability.
 #include "kernels.h"
+#include "lanes.h"
 
 #include <ATen/cpu/vec/vec.h>
 
@@ -13,16 +14,6 @@ namespace {
 
 using VecDouble = at::vec::Vectorized<double>;
 constexpr std::int64_t kLanes = VecDouble::size();
-
-inline double add_lanes(const VecDouble& value) {
-  double lanes[kLanes];
-  value.store(lanes);
-  double sum = 0.0;
-  for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    sum += lanes[lane];
-  }
-  return sum;
-}
 
 constexpr std::int64_t kBlock = 256; // 2 KiB of doubles on the stack: one exponential per token, two passes over them
 

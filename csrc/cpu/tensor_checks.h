@@ -1,12 +1,29 @@
 // What a tensor must be before its memory is handed to a kernel.
 #pragma once
 
+#include "kernels.h"
+
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
 #include <cstdint>
 
 namespace amopo {
+
+inline Dtype dtype_of(const at::Tensor& tensor, const char* what) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return Dtype::Float;
+    case at::kBFloat16:
+      return Dtype::BFloat16;
+    case at::kHalf:
+      return Dtype::Half;
+    default:
+      TORCH_CHECK_TYPE(
+          false, "amopo: ", what, " must be float32, bfloat16 or float16, got ", tensor.scalar_type(),
+          "; the eager form takes float64");
+  }
+}
 
 inline void check_matrix(const at::Tensor& matrix, const char* what) {
   TORCH_CHECK_VALUE(matrix.dim() == 2, "amopo: ", what, " must be [rows, columns], got ", matrix.sizes());
