@@ -27,6 +27,7 @@ from amopo.cli.console import is_main_process
 INTERRUPTED = 130
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 SAME_SIGNAL_SECONDS = 1.0
+WATCHER_SECONDS = 1.0
 
 _STOPPING = "amopo: stopping after this step, with a checkpoint; a second Ctrl-C stops at once, without\n"
 _AT_ONCE = "amopo: interrupted at once; what came after the last checkpoint is lost\n"
@@ -40,6 +41,7 @@ class StopSignals:
         self._asked = threading.Event()
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
+        self._watcher: threading.Thread | None = None
         self._old_fd = -1
 
     @property
@@ -55,7 +57,8 @@ class StopSignals:
         self._old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         _ACTIVE.add(write)
         self._previous = {number: signal.signal(number, _nothing) for number in self._signals}
-        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(read,), daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -65,8 +68,11 @@ class StopSignals:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_fd)
         _ACTIVE.discard(self._pipe[1])
-        os.close(self._pipe[1])  # the watching thread reads the end, and closes its own side
+        os.close(self._pipe[1])  # the watching thread reads the end, closes its own side, and is gone
         self._pipe = None
+        # A thread that still wants the interpreter's lock holds the main one up on its way into a wait, after its last
+        # look for signals: one that comes then is seen when the wait ends. Bounded, since stderr's reader may not read.
+        self._watcher.join(timeout=WATCHER_SECONDS)
 
     def deaf(self) -> None:
         """From here on signals change nothing: everything is saved, and the process is about to end."""

@@ -16,6 +16,10 @@ WAIT = """
 import ctypes, os, signal, sys, time
 from amopo.cli.stop_signals import StopSignals, terminate_like_interrupt
 def says(text): print(text, flush=True)
+def waits():
+    # not one long sleep: Python looks for signals before it, and one that comes between the look and the wait is seen
+    # only afterwards
+    for _ in range(6000): time.sleep(0.1)
 """
 
 
@@ -111,7 +115,7 @@ with StopSignals():
     pass
 try:
     says("ready")
-    time.sleep(600)
+    waits()
 except KeyboardInterrupt:
     says("interrupted")
 """
@@ -120,12 +124,24 @@ except KeyboardInterrupt:
     assert child.communicate(timeout=60)[0] == "interrupted\n"
 
 
+def test_afterwards_no_thread_is_left(process):
+    code = """
+import threading
+for _ in range(20):
+    with StopSignals():
+        pass
+    assert threading.active_count() == 1, threading.enumerate()
+says("ready")
+"""
+    assert process(code).wait(timeout=60) == 0
+
+
 def test_termination_can_mean_what_an_interrupt_means(process):
     code = """
 try:
     with terminate_like_interrupt():
         says("ready")
-        time.sleep(600)
+        waits()
 except KeyboardInterrupt:
     says("interrupted")
 """
