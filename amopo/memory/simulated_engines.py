@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -33,11 +34,9 @@ def wrap(model: nn.Module, *, engine: str, mesh: Any, precision: str) -> Wrapped
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} cannot be simulated; {', '.join(ENGINES)} can")
     if engine == "fsdp2":
-        from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-
         shard(model, mesh, precision)
         optimizer = _optimizer(model)
-        return Wrapped(model, optimizer, FSDPMemTracker(model, optimizer))
+        return Wrapped(model, optimizer, _sharded_tracker()(model, optimizer))
 
     class Tracker(MemTracker):
         def _track_module_params_and_buffers(
@@ -65,6 +64,45 @@ def wrap(model: nn.Module, *, engine: str, mesh: Any, precision: str) -> Wrapped
     optimizer = _optimizer(model)
     tracker.track_external(model, optimizer)
     return Wrapped(module, optimizer, tracker)
+
+
+def _sharded_tracker() -> type:
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+
+    shapes_of_results = ShardingPropagator._propagate_tensor_meta_non_cached
+
+    class Tracker(FSDPMemTracker):
+        """Sees what a rank computes, and not how DTensor finds out which shape a result has.
+
+        For that DTensor runs the operation on fake tensors of the whole shape. On torch 2.11 it does so for the
+        optimizer in every step, and the tracker would take them for optimizer state of this rank.
+        """
+
+        _is_asked_for_shapes = False
+
+        def __enter__(self) -> Any:
+            def unseen(propagator: Any, schema: Any) -> Any:
+                self._is_asked_for_shapes = True
+                try:
+                    return shapes_of_results(propagator, schema)
+                finally:
+                    self._is_asked_for_shapes = False
+
+            self._patch = mock.patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", unseen)
+            self._patch.start()
+            return super().__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            self._patch.stop()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if self._is_asked_for_shapes:
+                return func(*args, **kwargs or {})
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    return Tracker
 
 
 class _NoHook:
