@@ -15,8 +15,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+
+OLDEST_SETUPTOOLS = 77  # as in pyproject.toml, which pip does not read for this with --no-build-isolation
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    sys.exit(
+        f"amopo's build needs setuptools {OLDEST_SETUPTOOLS} or newer, found {setuptools.__version__}: "
+        "pip install -U setuptools wheel"
+    )
 
 SOURCES = Path("csrc/cpu")
 # Compiled once per capability; everything else once, for any CPU of the architecture.
