@@ -192,6 +192,8 @@ def test_shards_of_unequal_size_are_refused_on_every_rank(tmp_path):
 
 
 def test_shards_are_not_compared_while_tracing():
+    if torch.__version__ < (2, 11):
+        pytest.skip("torch 2.10 has no all-reduce of fake tensors")
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
