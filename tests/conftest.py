@@ -8,6 +8,17 @@ from pathlib import Path
 
 import pytest
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # where only tests without it run
+    pass
+else:
+    # The same examples in every run, and none that fails because the machine was busy.
+    settings.register_profile(
+        "amopo", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("amopo")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _token_cache(tmp_path_factory):

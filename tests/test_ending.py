@@ -38,7 +38,7 @@ ALL = ["thread", "registered"]
 
 def run(body: str) -> tuple[int, list[str], str]:
     """(status, lines of stdout, stderr) of a process with this `main`."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(body)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(body)], capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
@@ -104,6 +104,6 @@ def test_the_command_ends_so():
     done = subprocess.run(
         [sys.executable, "-c", "import amopo.cli.main as m; m.entry = lambda main: print(main is m.main); "
          "import runpy; runpy.run_module('amopo', run_name='__main__')"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.stdout == "True\n", done.stderr

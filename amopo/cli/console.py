@@ -144,6 +144,7 @@ class Busy:
         pause = PATIENCE
         while not self._over.wait(pause):
             if self._interactive:
+                self._shown = True  # first, so that whoever prints a line meanwhile clears the note
                 sys.stderr.write(f"\r\033[K{self.title} ... {self._state()}")
                 sys.stderr.flush()
             else:
@@ -151,7 +152,7 @@ class Busy:
                     self._say(f"{self.title} ... {self._state()}")
                 except BrokenPipeError:
                     return  # the next line of the main thread finds out
-            self._shown = True
+                self._shown = True
             pause = 1.0 if self._interactive else PLAIN_EVERY
 
     def _state(self) -> str:

@@ -43,6 +43,7 @@ class StopSignals:
         self._pipe: tuple[int, int] | None = None
         self._watcher: threading.Thread | None = None
         self._old_fd = -1
+        self._deaf = False
 
     @property
     def asked(self) -> bool:
@@ -64,8 +65,9 @@ class StopSignals:
     def __exit__(self, *error: object) -> None:
         if self._pipe is None:
             return
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if not (self._deaf and _under_launcher()):
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_fd)
         _ACTIVE.discard(self._pipe[1])
         os.close(self._pipe[1])  # the watching thread reads the end, closes its own side, and is gone
@@ -75,8 +77,13 @@ class StopSignals:
         self._watcher.join(timeout=WATCHER_SECONDS)
 
     def deaf(self) -> None:
-        """From here on signals change nothing: everything is saved, and the process is about to end."""
+        """From here on signals change nothing: everything is saved, and the process is about to end.
+
+        Under a launcher to the very end: it ends the other ranks as soon as one is through, and this one may still have
+        to say how to go on.
+        """
         if self._pipe is not None:
+            self._deaf = True
             for number in WATCHED:
                 self._previous.setdefault(number, signal.getsignal(number))
                 signal.signal(number, signal.SIG_IGN)

@@ -18,7 +18,7 @@ def with_closed_reader(*command: str) -> tuple[int, str]:
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run(command, env=ENV, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = subprocess.run(command, env=ENV, stdout=write, stderr=subprocess.PIPE, text=True, timeout=600)
     finally:
         os.close(write)
     return done.returncode, done.stderr
@@ -31,7 +31,7 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(argv):
 
 def test_in_a_shell_the_pipe_ends_well():
     script = f"for i in 1 2 3 4 5 6 7 8; do {sys.executable} -m amopo --help; done | head -n 1"
-    done = subprocess.run(["bash", "-c", script], env=ENV, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", script], env=ENV, capture_output=True, text=True, timeout=600)
     assert done.stdout.startswith("usage: amopo") and done.stderr == ""
 
 

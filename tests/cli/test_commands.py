@@ -54,7 +54,7 @@ def test_env_says_what_runs_and_why(amopo):
 def test_python_m_amopo_is_the_command():
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     done = subprocess.run(
-        [sys.executable, "-m", "amopo", "env", "--jsn"], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "amopo", "env", "--jsn"], env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "amopo: error: unknown flag --jsn; did you mean --json?\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -75,14 +76,14 @@ def test_work_that_takes_long_says_that_it_goes_on(monkeypatch, streams):
 
 
 def test_work_of_unknown_length_shows_how_many_rows_are_done(monkeypatch, streams):
-    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
     monkeypatch.setattr(module, "PLAIN_EVERY", 0.01)
     out, _ = streams(terminal=False)
     with Console().busy("reading") as count:
         count(1200)
         assert _until(lambda: "\n" in out.getvalue())
         count(300)
-    assert out.getvalue().startswith("reading ... 0 s, 1200 rows\n") and out.getvalue().endswith("s, 300 rows\n")
+    assert re.match(r"reading \.\.\. \d+ s, 1200 rows\n", out.getvalue()) and out.getvalue().endswith("s, 300 rows\n")
 
 
 def test_on_a_terminal_the_note_is_cleared_at_the_end(monkeypatch, streams):
@@ -100,7 +101,7 @@ def test_a_line_that_is_said_meanwhile_stands_alone(monkeypatch, streams):
     with console.busy("loading"):
         assert _until(lambda: "loading" in err.getvalue())
         console.say("model: small")
-        assert "\r\033[K" in err.getvalue().split("loading")[-1]
+        assert re.search(r"loading \.\.\. \d+ s\r\x1b\[K", err.getvalue())
     assert out.getvalue() == "model: small\n"
 
 

@@ -67,7 +67,7 @@ def measure(tmp_path):
             "AMOPO_CACHE": str(tmp_path / how),
         }
         argv = [sys.executable, "-c", MEASURE, how, *map(str, paths)]
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stderr
         (few, small), (many, large) = json.loads(done.stdout)
         assert (few, many) == (FEW, MANY)

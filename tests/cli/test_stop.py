@@ -27,7 +27,7 @@ def command(small, data, tmp_path):
 
     def of(folder: str, *argv: object) -> list[str]:
         given = ["--data", data, "--objectives=a,b", "--output-dir", tmp_path / folder, "--samples=0"]
-        steps = ["--num-train-epochs=15", "--logging-steps=1", "--save-strategy=no", *argv]
+        steps = ["--num-train-epochs=40", "--logging-steps=1", "--save-strategy=no", *argv]
         return [str(word) for word in (sys.executable, "-m", "amopo", "train", *small, *given, *steps)]
 
     return of

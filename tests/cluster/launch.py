@@ -38,7 +38,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **one, **changes}
 
 
-def start(command: list[str], *, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:
+def start(command: list[str], *, timeout: float = 800, **env: str) -> subprocess.CompletedProcess:
     """Run `python COMMAND`; a run that takes longer is killed with everything that it started."""
     process = subprocess.Popen(
         [sys.executable, "-P", *command],
@@ -58,7 +58,7 @@ def start(command: list[str], *, timeout: float = 240, **env: str) -> subprocess
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def run_ranks(worker: str, *arguments: object, ranks: int = 2, timeout: float = 240, **env: str) -> None:
+def run_ranks(worker: str, *arguments: object, ranks: int = 2, timeout: float = 800, **env: str) -> None:
     """Run a worker of this folder under torchrun; it must end well."""
     done = start([*TORCHRUN, str(ranks), str(HERE / worker), *map(str, arguments)], timeout=timeout, **env)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"

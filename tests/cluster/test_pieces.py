@@ -14,14 +14,14 @@ from amopo import fused_loss, loss_from_logps
 from amopo.packing.shard import shard
 from amopo.trainer import patch_forward
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("pieces")
     tiny_runs.qwen2(tie_word_embeddings=False).save_pretrained(directory / "model")
-    run_ranks("pieces.py", directory, timeout=150)
+    run_ranks("pieces.py", directory, timeout=800)
     return lambda name: [torch.load(directory / f"{name}-{rank}.pt") for rank in range(2)]
 
 

@@ -14,7 +14,7 @@ from rank_memory_judge import assert_peaks, assert_states, measured
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1600)]
 
 RUNS = (
     "ddp-twice:none", "ddp-adapters-twice:none", "fsdp2:none", "fsdp2:all", "fsdp2-tied-twice:none",
@@ -25,7 +25,7 @@ RUNS = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
-    run_ranks("rank_memory.py", folder, *RUNS, ranks=cases.RANKS, timeout=560)
+    run_ranks("rank_memory.py", folder, *RUNS, ranks=cases.RANKS, timeout=1500)
     return folder
 
 

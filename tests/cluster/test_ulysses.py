@@ -11,7 +11,7 @@ from launch import needs_deepspeed, run_ranks
 from amopo import loss_from_logps, pack
 from amopo.trainer import patch_forward
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300), needs_deepspeed]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900), needs_deepspeed]
 
 if importlib.util.find_spec("deepspeed") is not None:
     import ulysses

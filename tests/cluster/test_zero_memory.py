@@ -12,7 +12,7 @@ import rank_memory_cases as cases
 from launch import needs_deepspeed, run_ranks
 from rank_memory_judge import assert_peaks, assert_states, measured
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600), needs_deepspeed]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1600), needs_deepspeed]
 
 RUNS = (
     "parameters:none", "parameters:optimizer", "parameters:all", "parameters-short:none",
@@ -24,7 +24,7 @@ RUNS = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
-    run_ranks("rank_memory.py", folder, *RUNS, ranks=cases.RANKS, timeout=560)
+    run_ranks("rank_memory.py", folder, *RUNS, ranks=cases.RANKS, timeout=1500)
     return folder
 
 

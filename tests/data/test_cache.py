@@ -210,7 +210,7 @@ def test_processes_that_ask_at_once_get_the_same(tmp_path, tokenizer):
     for worker in workers:
         worker.start()
     start.set()
-    found = {results.get(timeout=60) for _ in workers}
+    found = {results.get(timeout=600) for _ in workers}
     for worker in workers:
         worker.join()
     assert len(found) == 1 and len(list((tmp_path / "tokens").iterdir())) == 1

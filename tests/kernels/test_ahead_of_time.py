@@ -141,6 +141,7 @@ def check_wide_accesses(start: Start, ptx: str) -> None:
         assert all(wide), f"{start}: stores single elements"
 
 
+@pytest.mark.timeout(1800)  # minutes for the largest, where Triton's cache is empty
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_kernel_compiles_without_spills(name, architecture, tmp_path):

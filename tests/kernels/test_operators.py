@@ -132,7 +132,7 @@ def _sharded(rank, world, path, dtype, budget, softcap, results):
 
 
 @pytest.mark.distributed
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype, tol", [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=str)
 @pytest.mark.parametrize("budget, softcap", [(None, None), (1_600, None), (None, 3.0)])
 def test_vocabulary_sharded_over_two_ranks(tmp_path, dtype, tol, budget, softcap):
@@ -176,7 +176,7 @@ def _unequal(rank, world, path, results):
 
 
 @pytest.mark.distributed
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_shards_of_unequal_size_are_refused_on_every_rank(tmp_path):
     """Also by a rank that has met its own size before, which compares without a host sync."""
     with mp.Manager() as manager:

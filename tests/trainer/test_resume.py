@@ -24,7 +24,7 @@ def run_worker(*arguments):
     paths = [str(HERE), str(ROOT), str(ROOT / "kernels")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "resume_worker.py"), *map(str, arguments)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=800)
 
 
 def test_a_run_killed_in_mid_epoch_ends_where_the_uninterrupted_one_does(tmp_path):

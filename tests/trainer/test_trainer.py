@@ -14,7 +14,7 @@ from amopo.trainer.forward import is_patched
 
 
 # Adam divides by the gradient's size: where that is rounding, so is the direction of the step.
-@pytest.mark.parametrize(("optim", "tolerance"), [("sgd", 1e-6), ("adamw_torch", 3e-4)])
+@pytest.mark.parametrize(("optim", "tolerance"), [("sgd", 3e-6), ("adamw_torch", 3e-4)])
 def test_unequal_micro_batches_equal_one_batch(tmp_path, optim, tolerance):
     samples, budget = three_and_one()
     settings = {"num_train_epochs": 3, "optim": optim, "learning_rate": 1e-3, "weights": "gaussian"}

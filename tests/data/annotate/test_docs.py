@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from amopo.cli import console
 from amopo.cli.annotate_settings import options
 from amopo.data.annotate.retry import LONGEST_WAIT
 
@@ -49,6 +50,8 @@ def test_the_example_runs_and_says_what_the_page_says(tmp_path, capsys, monkeypa
     (tmp_path / "judge_stub.py").write_text(block("python", "class Judge"))
     (tmp_path / "data.jsonl").write_text(block("json", '"q1"'))
     monkeypatch.chdir(tmp_path)
+    for seconds in ("PATIENCE", "PLAIN_EVERY"):  # no line of progress, however slow the machine is
+        monkeypatch.setattr(console, seconds, 1e9)
     stub, *commands = block("bash", "judge_stub.py").replace("\\\n", " ").strip().splitlines()
     port = free_port()
     assert stub == "python judge_stub.py 8000 &"

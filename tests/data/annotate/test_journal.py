@@ -130,7 +130,7 @@ def test_a_second_run_on_one_journal_is_refused_and_named(tmp_path):
         answered(journal, A)
         with pytest.raises(DataError, match="another run"), Journal(tmp_path):
             pass
-        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=600)
         assert f"process {os.getpid()}" in done.stdout and "--cache" in done.stdout, done.stderr
         assert Journal.peek(tmp_path).state(A).score == 3  # looking is allowed
         answered(journal, B)

@@ -70,7 +70,7 @@ def test_a_broken_connection_or_no_answer_is_tried_again(failure, stub, run, act
         "hang": actions.hang(),
     }[failure]
     stub.plan("Prompt 0, answer 0", broken)
-    summary = run(write(rows(1)), endpoint=Endpoint(stub.url, timeout=0.3 if failure == "hang" else 60))
+    summary = run(write(rows(1)), endpoint=Endpoint(stub.url, timeout=2 if failure == "hang" else 60))
     assert summary.answered == 2 and summary.replies == 2 and len(clock.sleeps) == 1
     keys = {r.headers["Idempotency-Key"] for r in stub.requests if r.answer == "Prompt 0, answer 0"}
     assert stub.counts["Prompt 0, answer 0"] == 2 and len(keys) == 1
