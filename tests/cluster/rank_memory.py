@@ -56,6 +56,7 @@ def run(name: str) -> dict[str, Any]:
     batch = pack(samples_of(case.sample), sharing=case.sample.sharing)
     engine = engine_of(case)(model, case, offload)
     with track(model) as loading:
+        settled.count_by(lambda: loading.meter.live())
         engine.start()
         loaded = loading.meter.live()
     memory = track(*engine.watched)

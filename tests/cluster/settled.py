@@ -19,6 +19,7 @@ PATIENCE = 5.0  # seconds
 COLLECTIVES = (
     "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_single", "broadcast", "reduce_scatter",
     "reduce_scatter_tensor", "reduce_scatter_single",
+    "_broadcast_coalesced",  # with which DDP begins
 )  # fmt: skip
 
 _live: Callable[[], int] = lambda: 0  # noqa: E731
